@@ -1,0 +1,231 @@
+"""What can be set: frozen dataclasses that are flag, type, default and help of the scripts at once.
+
+Imports nothing heavy, so that `--help` and a mistyped flag are answered at once. Knows no torch and
+no files. A field that is None takes its value from the situation; its help says which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .errors import InputError
+
+Preset = Literal["nano", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def _check(options: object, name: str, ok: bool, allowed: str) -> None:
+    if not ok:
+        raise InputError(f"{flag(name)} is {getattr(options, name)}, allowed is {allowed}")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is drawn: repetition penalty, temperature, top-k, top-p, then min-p."""
+
+    temperature: float = 1.0
+    """Divides the logits: below 1 is bolder, above 1 wilder; 0 always takes the likeliest token."""
+    top_k: int = 0
+    """Keep only the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the likeliest tokens that together reach this probability; 1 keeps all."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the likeliest one's probability; 0 keeps all."""
+    repetition_penalty: float = 1.0
+    """Make tokens already in the text less likely by this factor; 1 changes nothing."""
+
+    def __post_init__(self) -> None:
+        _check(self, "temperature", 0 <= self.temperature < float("inf"), "0 or more")
+        _check(self, "top_k", self.top_k >= 0, "0 (off) or more")
+        _check(self, "top_p", 0 <= self.top_p <= 1, "from 0 to 1")
+        _check(self, "min_p", 0 <= self.min_p <= 1, "from 0 to 1")
+        _check(self, "repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a kind of run takes where the user gave no value; the helps below quote these."""
+
+    batch_size: int = 8
+    learning_rate: float = 5e-5
+    epochs: float = 3
+    max_steps: int | None = None
+
+
+RECIPES = {
+    "nano": Recipe(batch_size=16, learning_rate=2e-3, max_steps=800),
+    "from-scratch": Recipe(learning_rate=6e-4),
+    "fine-tune": Recipe(),
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how fast and how large the steps of a training run are."""
+
+    epochs: float | None = None
+    """Passes over the training text. None: 3, unless --max-steps is given."""
+    max_steps: int | None = None
+    """Optimizer steps in all, instead of --epochs. None: nano 800."""
+    batch_size: int | None = None
+    """Sequences per optimizer step; never changes by itself. None: nano 16, otherwise 8."""
+    micro_batch_size: int | None = None
+    """Sequences computed at once, the rest is accumulated. None: as many as keep the logits
+    below 1 GiB.
+    """
+    block_size: int | None = None
+    """Tokens per sequence. None: the model's context."""
+    learning_rate: float | None = None
+    """Peak learning rate. None: nano 2e-3, other presets 6e-4, fine-tuning 5e-5."""
+    warmup_steps: int | None = None
+    """Steps over which the learning rate rises from 0. None: a twentieth of the run."""
+    weight_decay: float = 0.1
+    """AdamW's decay of matrices and embeddings; biases and layer norms never decay."""
+    grad_clip: float = 1.0
+    """Largest gradient norm; 0 turns clipping off."""
+    eval_every: int | None = None
+    """Steps between evaluations on the held-out text. None: a tenth of the run."""
+    save_every: int | None = None
+    """Steps between checkpoints. None: as --eval-every."""
+    patience: int = 0
+    """Stop after this many evaluations without a better one; 0 never stops early."""
+    seed: int = 1337
+    """Decides initial weights, order of the text and dropout."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_steps",
+            "batch_size",
+            "micro_batch_size",
+            "block_size",
+            "eval_every",
+            "save_every",
+        ):
+            value = getattr(self, name)
+            _check(self, name, value is None or value >= 1, "1 or more")
+        _check(self, "epochs", self.epochs is None or 0 < self.epochs < float("inf"), "above 0")
+        rate = self.learning_rate
+        _check(self, "learning_rate", rate is None or 0 < rate < float("inf"), "above 0")
+        _check(
+            self, "warmup_steps", self.warmup_steps is None or self.warmup_steps >= 0, "0 or more"
+        )
+        _check(self, "weight_decay", 0 <= self.weight_decay < float("inf"), "0 or more")
+        _check(self, "grad_clip", 0 <= self.grad_clip < float("inf"), "0 (off) or more")
+        _check(self, "patience", self.patience >= 0, "0 (never) or more")
+        _check(self, "seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
+        if self.epochs is not None and self.max_steps is not None:
+            raise InputError("--epochs and --max-steps are both given: choose one")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Fine-tune GPT-2 on your own text, or train a small one from random weights (--preset nano).
+
+    The run folder (--out) is a Hugging Face model folder with the best weights; checkpoints,
+    metrics and the loss curve lie in it too.
+    """
+
+    data: tuple[str, ...]
+    """Files, folders or globs of UTF-8 text."""
+    val_data: tuple[str, ...] = ()
+    """Held-out text of your own, instead of a part of --data."""
+    val_fraction: float = 0.1
+    """Share of --data held out to judge the model; 0 holds out nothing."""
+    model: str = "gpt2"
+    """Weights to start from: a Hub id, a Hugging Face folder or a run folder."""
+    preset: Preset | None = None
+    """Start from random weights of this size instead."""
+    out: str | None = None
+    """Run folder. None: runs/<name of the data>-<model>."""
+    resume: bool = False
+    """Go on from the newest checkpoint in --out."""
+    dropout: float | None = None
+    """Share of activations dropped while training. None: the model's own, 0.1 in GPT-2."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    dtype: DType = "auto"
+    """Precision of the computation; weights stay float32. auto: bfloat16 or float16 on CUDA, else
+    float32.
+    """
+    compile: bool = False
+    """Compile the model with torch.compile; falls back to plain PyTorch where that fails."""
+    debug: bool = False
+    """Show the full traceback of an error."""
+    training: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise InputError("--data is empty: name at least one file, folder or glob of text")
+        _check(self, "val_fraction", 0 <= self.val_fraction < 1, "from 0 to below 1")
+        _check(self, "dropout", self.dropout is None or 0 <= self.dropout < 1, "from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Continue a prompt with GPT-2 or a model you trained. Text goes to stdout, everything else to
+    stderr.
+    """
+
+    prompt: str | None = None
+    """Text to continue; - reads it from stdin; an empty one starts from nothing."""
+    prompt_file: str | None = None
+    """Read the prompt from this UTF-8 file instead."""
+    interactive: bool = False
+    """Ask for prompts until Ctrl-D; Ctrl-C stops an answer."""
+    model: str = "gpt2"
+    """A Hub id, a Hugging Face folder or a run folder."""
+    max_new_tokens: int = 200
+    """Most tokens to add to the prompt."""
+    num_samples: int = 1
+    """Continuations to draw; sample k is the same for any number of samples."""
+    seed: int = 1337
+    """The same seed gives the same text on the same machine."""
+    stop: tuple[str, ...] = ()
+    """End before any of these texts."""
+    json: bool = False
+    """Print one JSON object per sample."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    dtype: DType = "auto"
+    """Precision of weights and computation. auto: bfloat16 or float16 on CUDA, else float32."""
+    debug: bool = False
+    """Show the full traceback of an error."""
+    # gentler than the library's neutral defaults: untempered GPT-2 wanders, greedy GPT-2 repeats
+    # itself
+    sampling: SamplingConfig = SamplingConfig(temperature=0.8, top_p=0.95)
+
+    def __post_init__(self) -> None:
+        given = [self.prompt is not None, self.prompt_file is not None, self.interactive]
+        if sum(given) != 1:
+            raise InputError("give exactly one of --prompt, --prompt-file and --interactive")
+        _check(self, "max_new_tokens", self.max_new_tokens >= 0, "0 or more")
+        _check(self, "num_samples", self.num_samples >= 1, "1 or more")
+        _check(self, "seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
+        if "" in self.stop:
+            raise InputError("--stop holds an empty text: give the text to stop at")
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Rewrite a GPT-2 checkpoint as a clean Hugging Face folder, and read it back to prove it."""
+
+    source: str
+    """A Hub id, a Hugging Face folder (safetensors, sharded or pytorch_model.bin) or a run
+    folder.
+    """
+    dest: str
+    """Folder to write."""
+    to: Literal["hf"] = "hf"
+    """Format to write: hf is config.json, model.safetensors and the tokenizer's files."""
+    dtype: DType = "auto"
+    """Cast the weights. auto: keep each tensor's own."""
+    force: bool = False
+    """Replace the model files in an existing DEST; its other files stay."""
+    debug: bool = False
+    """Show the full traceback of an error."""
