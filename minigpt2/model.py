@@ -1,0 +1,361 @@
+"""GPT-2: the network, from one attention head to the whole, in the order in which it is understood.
+
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; openai/gpt-2 model.py.
+Modules carry the names of the published weights (wte, wpe, h.0.attn.c_attn, ...), so a weight file
+reads like this file. The loss is the caller's, and so are training, decoding, LoRA and
+quantisation: they act on the model from outside.
+
+Letters: B batch, T tokens in this call, S positions seen (cached + T), C n_embd, H heads, D head
+size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from . import hub, weights
+from .cache import KVCache, LayerCache
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    # GPT-2 was trained with the tanh form; the exact erf form ("gelu") differs by up to 4.7e-4 per
+    # activation
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+}
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """The shape of a GPT-2 and what else changes its mathematics; the defaults are the 124M model.
+
+    Raises InputError for values that make no network.
+    """
+
+    vocab_size: int = 50257
+    block_size: int = 1024  # longest context; `n_positions` in Hugging Face's config.json
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None  # width of the MLP; None is 4 * n_embd
+    activation_function: str = "gelu_new"
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    reorder_and_upcast_attn: bool = False
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "block_size", "n_embd", "n_layer", "n_head", "n_inner"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}, allowed is 1 or more")
+        if self.n_embd % self.n_head:
+            raise InputError(f"n_head is {self.n_head}, which does not divide n_embd {self.n_embd}")
+        if self.activation_function not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise InputError(
+                f"activation_function is {self.activation_function!r}, known are {known}"
+            )
+        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, allowed is from 0 to below 1")
+
+    @property
+    def head_size(self) -> int:
+        """D: the width of one attention head."""
+        return self.n_embd // self.n_head
+
+    @classmethod
+    def from_hf(cls, values: dict, *, where: str = "config.json") -> GPT2Config:
+        """Read the dictionary of a Hugging Face config.json; InputError names `where` and the field
+        at fault.
+        """
+        known = weights.read_config_fields(values, cls, where)
+        try:
+            return cls(**known)
+        except InputError as problem:
+            raise InputError(f"{where}: {problem}") from problem
+
+    def to_hf(self) -> dict:
+        """The same configuration under Hugging Face's names."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            "n_positions" if name == "block_size" else name: value for name, value in own.items()
+        }
+
+
+PRESETS: dict[str, GPT2Config] = {
+    # two minutes of training stay far from over-fitting, and dropout costs a third more time
+    "nano": GPT2Config(
+        vocab_size=2048,
+        block_size=128,
+        n_embd=128,
+        n_layer=4,
+        n_head=4,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        resid_pdrop=0.0,
+    ),
+    "gpt2": GPT2Config(),
+    "gpt2-medium": GPT2Config(n_embd=1024, n_layer=24, n_head=16),
+    "gpt2-large": GPT2Config(n_embd=1280, n_layer=36, n_head=20),
+    "gpt2-xl": GPT2Config(n_embd=1600, n_layer=48, n_head=25),
+    "distilgpt2": GPT2Config(n_layer=6),
+}
+
+
+class CausalSelfAttention(nn.Module):
+    """Every token gathers from itself and the tokens before it what fits its question (query)."""
+
+    def __init__(self, config: GPT2Config, layer_index: int) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.upcast = config.reorder_and_upcast_attn
+        self.scale = 1 / math.sqrt(config.head_size) if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer_index + 1
+        self.c_attn = nn.Linear(
+            config.n_embd, 3 * config.n_embd
+        )  # queries, keys and values in one product
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.attn_pdrop = config.attn_pdrop
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+        """x (B, T, C) -> (B, T, C); mask (B, 1, T, S) comes with the cache, without one T = S and
+        it is causal.
+        """
+        q, k, v = rearrange(self.c_attn(x), "b t (n h d) -> n b h t d", n=3, h=self.n_head)
+        if cache is not None:
+            k, v = cache.append(k, v)  # (B, H, S, D)
+        y = self.attend(q, k, v, mask)  # (B, H, T, D)
+        return self.resid_dropout(self.c_proj(rearrange(y, "b h t d -> b t (h d)")))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """softmax(q k^T * scale, where visible) v, never holding the (T, S) scores in memory."""
+        dtype = q.dtype
+        if self.upcast:
+            q, k, v = (part.to(torch.promote_types(dtype, torch.float32)) for part in (q, k, v))
+        # is_causal only where T = S: PyTorch aligns that mask to the upper left corner
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.attn_pdrop if self.training else 0.0,
+            is_causal=mask is None,
+            scale=self.scale,
+        )
+        return y.to(dtype)
+
+
+class MLP(nn.Module):
+    """Every token thinks by itself about what it gathered."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        n_inner = config.n_inner or 4 * config.n_embd
+        self.c_fc = nn.Linear(config.n_embd, n_inner)
+        self.act = ACTIVATIONS[config.activation_function]
+        self.c_proj = nn.Linear(n_inner, config.n_embd)
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        return self.dropout(self.c_proj(self.act(self.c_fc(x))))
+
+
+class Block(nn.Module):
+    """Gather, then think; each adds to the residual stream, and each reads it through its own layer
+    norm.
+    """
+
+    def __init__(self, config: GPT2Config, layer_index: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = CausalSelfAttention(config, layer_index)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
+        """x (B, T, C) -> (B, T, C)."""
+        x = x + self.attn(self.ln_1(x), mask, cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT2(nn.Module):
+    """Token ids in, the scores of every next token out."""
+
+    def __init__(self, config: GPT2Config, *, generator: torch.Generator | None = None) -> None:
+        """Random weights, drawn from `generator` or from torch's global one."""
+        super().__init__()
+        self.config = config
+        self.wte = _embedding(config.vocab_size, config.n_embd)
+        self.wpe = _embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        if not config.tie_word_embeddings:
+            self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if (
+            not self.wte.weight.is_meta
+        ):  # on "meta" there are shapes only; the loader brings the values
+            self.init_weights(generator)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """GPT-2's start: matrices N(0, 0.02), biases 0, layer norms 1.
+
+        The two projections that write to the residual stream of each block start smaller by sqrt(2
+        n_layer), the number of writes, so that their sum keeps its size (GPT-2 paper, section 2.3).
+        """
+        std = self.config.initializer_range
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                shrink = (
+                    math.sqrt(2 * self.config.n_layer) if name.endswith("c_proj.weight") else 1.0
+                )
+                nn.init.normal_(parameter, std=std / shrink, generator=generator)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Scores of every next token: idx (B, T) int64 -> logits (B, T, V).
+
+        With a cache, idx continues each of its rows and is added to it.
+        """
+        return self.head(self.hidden(idx, cache))
+
+    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What the last layer knows at every token: idx (B, T) -> (B, T, C). Raises InputError
+        beyond block_size.
+        """
+        n_tokens = idx.shape[1]
+        if cache is None:
+            limit = self.config.block_size
+            if n_tokens > limit:
+                raise InputError(f"{n_tokens} tokens were given, the model has {limit} positions")
+            positions, mask = torch.arange(n_tokens, device=idx.device)[None], None
+            layers: list[LayerCache | None] = [None] * len(self.h)
+        else:
+            positions = cache.positions(n_tokens)  # (B, T)
+            mask = cache.mask(positions)  # (B, 1, T, S)
+            layers = [*cache.layers(positions)]
+        x = self.drop(self.wte(idx) + self.wpe(positions))  # (B, T, C)
+        for block, layer in zip(self.h, layers):
+            x = block(x, mask, layer)
+        if cache is not None:
+            cache.advance(n_tokens)
+        return self.ln_f(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """x (..., C) -> logits (..., V); the matrix is the token embedding's own unless the config
+        unties them.
+        """
+        tied = self.config.tie_word_embeddings
+        return F.linear(x, self.wte.weight) if tied else self.lm_head(x)
+
+    def make_cache(self, batch_size: int, capacity: int | None = None) -> KVCache:
+        """An empty cache for `batch_size` rows of up to `capacity` tokens (at most, and by default,
+        block_size).
+        """
+        config = self.config
+        return KVCache.empty(
+            n_layer=config.n_layer,
+            batch_size=batch_size,
+            n_head=config.n_head,
+            capacity=min(capacity or config.block_size, config.block_size),
+            head_size=config.head_size,
+            dtype=self.wte.weight.dtype,
+            device=self.wte.weight.device,
+        )
+
+    def set_dropout(self, p: float) -> None:
+        """Drop this share of activations while training, wherever GPT-2 has dropout."""
+        self.config = replace(self.config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = p
+            elif isinstance(module, CausalSelfAttention):
+                module.attn_pdrop = p
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> GPT2:
+        """Load a Hub id, a Hugging Face folder or a run folder, ready to use (in evaluation mode).
+
+        Float32 on the CPU unless `dtype` and `device` say otherwise, whatever the file holds.
+        Raises InputError for what is missing, left over, of the wrong shape or not supported:
+        nothing is ever ignored silently.
+        """
+        model, files = skeleton(hub.model_folder(source, revision))
+        weights.fill(model, files, device=device or "cpu", dtype=dtype or torch.float32)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
+        """Write a Hugging Face model folder: config.json, model.safetensors and the tokenizer's
+        files, if given.
+        """
+        eot = self.config.vocab_size - 1 if tokenizer is None else tokenizer.eot
+        weights.save(self, self.config.to_hf(), Path(folder), eot=eot)
+        if tokenizer is not None:
+            tokenizer.save(Path(folder))
+
+
+def skeleton(folder: Path) -> tuple[GPT2, weights.TensorFiles]:
+    """The model of a Hugging Face folder on "meta", without values, and the files that hold them.
+
+    An output head in the files that differs from the token embedding makes an untied model,
+    whatever config.json says.
+    """
+    config = GPT2Config.from_hf(weights.read_config(folder), where=str(folder / "config.json"))
+    files = weights.TensorFiles.open(folder)
+    if config.tie_word_embeddings and weights.has_own_head(files):
+        config = replace(config, tie_word_embeddings=False)
+    with torch.device("meta"):
+        return GPT2(config), files
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off inside, and the mode as it was afterwards, also after an error."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _embedding(n_rows: int, width: int) -> nn.Embedding:
+    # nn.Embedding(n, c) would first draw N(0, 1), and on "meta" import 800 modules (1.5 s) to do so
+    return nn.Embedding.from_pretrained(torch.empty(n_rows, width), freeze=False)
