@@ -5,7 +5,8 @@ A cache belongs to whoever made it (`model.make_cache`), never to the model: two
 model. It knows rows, slots and lengths, nothing of tokens. Row b's token at position p lies in slot
 p, and the vector `lengths` alone decides where the next tokens go, which position they get and what
 they may look at. So a first prompt, a single new token, rows of different length and the check of
-several guessed tokens are all the same call. No gradient flows through a cache.
+several guessed tokens are all the same call. No gradient flows through a cache: use it for
+reading, not for training.
 
 Letters: B rows, T tokens in this call, S slots in use, H heads, D head size, L layers.
 """
@@ -17,6 +18,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .errors import InputError
 
 
 class LayerCache(NamedTuple):
@@ -74,11 +77,11 @@ class KVCache:
     def positions(self, n_tokens: int) -> Tensor:
         """Positions (B, T) of the next T tokens of each row.
 
-        Raises ValueError when the longest row has no room for them.
+        Raises InputError when the longest row has no room for them.
         """
         longest = int(self.lengths.max())
         if longest + n_tokens > self.capacity:
-            raise ValueError(
+            raise InputError(
                 f"the cache holds {self.capacity} tokens a row and {longest} are there: "
                 f"{n_tokens} more do not fit; make a larger cache or truncate this one"
             )

@@ -70,8 +70,11 @@ class GPT2Config:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_embd", "n_layer", "n_head", "n_inner"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}, allowed is 1 or more")
+            if value is not None and not 1 <= value < 2**31:
+                raise InputError(f"{name} is {value}, allowed is 1 or more (and below 2^31)")
+        for name in ("layer_norm_epsilon", "initializer_range"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, allowed is between 0 and 1")
         if self.n_embd % self.n_head:
             raise InputError(f"n_head is {self.n_head}, which does not divide n_embd {self.n_embd}")
         if self.activation_function not in ACTIVATIONS:

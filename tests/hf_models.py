@@ -1,5 +1,5 @@
-"""Models of Hugging Face's transformers as folders, and how far ours is from them when both read the
-same folder.
+"""Models of Hugging Face's transformers as folders, and how far ours is from them when both read
+the same folder.
 
 Every parameter is random: transformers' own start (biases 0, layer norms 1, nearly flat logits)
 hides swapped layer norms and dropped biases at any tolerance. Twelve layers, because h.10 sorts

@@ -1,4 +1,4 @@
-"""The network equals transformers' and a naive one in loops; its start, its dropout, its folders."""
+"""The network equals transformers' and a naive one in loops; its start, dropout and folders."""
 
 import dataclasses
 import json
@@ -360,7 +360,7 @@ def test_the_presets_are_what_their_names_say():
         ({"quantization_config": {"bits": 4}}, "quantization_config is set, which is not"),
         ({"model_type": "gpt_neo"}, "model_type is 'gpt_neo', supported is 'gpt2'"),
     ],
-    ids=str,
+    ids=lambda value: named(value) if isinstance(value, dict) else "",
 )
 def test_a_config_that_makes_no_gpt2_is_refused_by_file_and_field(
     hf_folder, tmp_path, values, message

@@ -180,7 +180,7 @@ def test_everything_wrong_is_listed_at_once(folder, tensors):
         "ln_f.weight",
         "wpe.weight",
     ]
-    assert problem.count("expected floating point") == 2
+    assert problem.count("expected F32, F16, BF16, F64") == 2
 
 
 def test_without_a_stored_head_the_embedding_is_the_head(folder, tensors):
