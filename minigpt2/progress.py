@@ -1,0 +1,57 @@
+"""What a person watching a training run sees on stderr. Takes metrics, knows nothing of where they
+come from.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A bar with loss, tokens per second and time left on a terminal, and one line per evaluation
+    everywhere.
+    """
+
+    def __init__(self, *, done: int, total: int) -> None:
+        self._bar = tqdm(
+            initial=done, total=total, unit="step", disable=None, file=sys.stderr, smoothing=0.1
+        )
+
+    def update(self, metrics: Mapping[str, Any]) -> None:
+        """Show one step's metrics, and its evaluation if it has one."""
+        if "loss" in metrics:
+            rate = metrics["tokens_per_second"]
+            self._bar.set_postfix_str(
+                f"loss {metrics['loss']:.3f}, {rate:,.0f} tok/s", refresh=False
+            )
+            self._bar.update(1)
+        if "val_loss" in metrics:
+            self._bar.write(evaluation_line(metrics), file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._bar.close()
+
+
+def evaluation_line(metrics: Mapping[str, Any]) -> str:
+    """One line for an evaluation, in a fixed order."""
+    parts = [f"step {metrics['step']:>6}"]
+    if "loss" in metrics:
+        parts.append(f"loss {metrics['loss']:.4f}")
+    parts += [
+        f"val loss {metrics['val_loss']:.4f}",
+        f"perplexity {perplexity(metrics['val_loss']):,.1f}",
+    ]
+    return " | ".join(parts)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss): how many equally likely tokens the model hesitates between; inf beyond float's
+    range.
+    """
+    return math.exp(loss) if loss < 700 else math.inf
