@@ -1,0 +1,328 @@
+"""The three scripts as they are typed: results, messages and exit codes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from minigpt2.model import GPT2
+from minigpt2.tokenizer import Tokenizer
+from scripts import ROOT, run_alone, run_here, tiny_folder
+
+TEXT = "".join(f"The {n}th lamp is lit, and the sea says {n * n}.\n" for n in range(60))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_folder(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "lamps.txt"
+    path.write_text(TEXT)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIGPT2_CACHE", str(tmp_path / "cache"))
+
+
+def train(capsys, text, out, *more):
+    return run_here(capsys, "train", "--data", text, "--out", out, *more)
+
+
+def sample(capsys, model, *more):
+    return run_here(capsys, "sample", "--model", model, *more)
+
+
+# every refusal: (arguments, what the one line says); {model}, {text}, {tmp} are filled in
+REFUSED_TRAINING = [
+    ("--data {text} --model {model} --learning-rate -1", "--learning-rate is -1.0, allowed is"),
+    ("--data {text} --model {model} --block-size 24", "--block-size is 24, the model has 23"),
+    ("--data {text} --model {model} --device tpu", "--device is 'tpu', allowed are"),
+    ("--data {text} --model {model} --device cpu --dtype float16", "float32, bfloat16"),
+    ("--data {text} --model {model} --out {text}", "which is a file: name a folder"),
+    ("--data {text} --model {model} --out {model}", "already holds a run or a model"),
+    ("--data {text} --model {model} --out {tmp}/new --resume", "holds no checkpoint"),
+    ("--data {tmp}/none.txt --model {model}", "none.txt"),
+    ("--data {tmp}/*.md --model {model}", "*.md"),
+    ("--data {tmp}/empty.txt --model {model}", "empty.txt"),
+    ("--data {tmp}/short.txt --model {model}", "--block-size"),
+    ("--data {tmp}/latin1.txt --model {model}", "latin1.txt"),
+    ("--data {tmp}/utf16.txt --model {model}", "UTF-16"),
+    ("--data {tmp}/binary.dat --model {model}", "binary.dat"),
+    ("--data {text} --model {tmp}/nowhere", "nowhere"),
+    ("--data {text} --model {tmp}/empty_folder", "config.json"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), REFUSED_TRAINING)
+def test_training_refuses_in_one_line_with_exit_code_2(
+    capsys, tmp_path, text, model, line, message
+):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("A lamp.")
+    (tmp_path / "latin1.txt").write_bytes("caf\u00e9 au lait ".encode("latin-1") * 40)
+    (tmp_path / "utf16.txt").write_bytes(TEXT.encode("utf-16"))
+    (tmp_path / "binary.dat").write_bytes(bytes(range(256)) * 40)
+    (tmp_path / "empty_folder").mkdir()
+    argv = line.format(text=text, model=model, tmp=tmp_path).split()
+    if "--out" not in argv:
+        argv += ["--out", str(tmp_path / "run")]
+    result = run_here(capsys, "train", *argv)
+    assert result.code == 2, result.err
+    assert result.last_line.startswith("error: ")
+    assert message in result.last_line
+    assert "Traceback" not in result.err
+    assert result.out == ""
+
+
+REFUSED_SAMPLING = [
+    ("--prompt x --model {model} --temperature -1", "--temperature is -1.0, allowed is 0 or more"),
+    ("--prompt x --model {model} --temperature nan", "--temperature is nan"),
+    ("--prompt x --model {model} --top-k -1", "--top-k is -1, allowed is 0 (off) or more"),
+    ("--prompt x --model {model} --top-p 1.5", "--top-p is 1.5, allowed is from 0 to 1"),
+    ("--prompt x --model {model} --max-new-tokens -1", "--max-new-tokens is -1"),
+    ("--prompt x --model {model} --num-samples 0", "--num-samples is 0"),
+    ("--prompt x --model {poisoned}", "scores are not finite at new token 1"),
+    ("--prompt x --model {mismatched}", "the tokenizer has 300 ids, the model 290"),
+    ("--prompt-file {tmp}/none.txt --model {model}", "none.txt does not exist"),
+    ("--prompt-file {tmp}/latin1.txt --model {model}", "not UTF-8 at byte 3"),
+    ("--prompt x --model {tmp}/nowhere", "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), REFUSED_SAMPLING)
+def test_sampling_refuses_in_one_line_with_exit_code_2(capsys, tmp_path, model, line, message):
+    poisoned = GPT2.from_pretrained(model)
+    with torch.no_grad():
+        poisoned.h[0].mlp.c_fc.weight[0, 0] = float("nan")
+    poisoned.save_pretrained(tmp_path / "poisoned", Tokenizer.gpt2(300))
+    tiny_folder(tmp_path / "mismatched", vocab_size=290)
+    Tokenizer.gpt2(300).save(tmp_path / "mismatched")
+    (tmp_path / "latin1.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    names = {"model": model, "tmp": tmp_path}
+    names |= {name: tmp_path / name for name in ("poisoned", "mismatched")}
+    result = run_here(capsys, "sample", *line.format(**names).split())
+    assert result.code == 2, result.err
+    assert result.last_line.startswith("error: ")
+    assert message in result.last_line
+    assert "Traceback" not in result.err
+
+
+def test_a_bug_of_ours_is_no_users_fault(capsys, model, monkeypatch):
+    monkeypatch.setattr(GPT2, "from_pretrained", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sample(capsys, model, "--prompt", "x")
+
+
+def test_debug_shows_where_an_error_came_from(tmp_path):
+    result = run_alone("sample", "--prompt", "x", "--model", tmp_path / "nowhere", "--debug")
+    assert result.code != 0 and "Traceback" in result.err
+
+
+@pytest.mark.parametrize("script", ["train", "sample", "convert_weights"])
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_and_version_come_within_a_second_and_without_torch(script, flag):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{script}.py', '{flag}']\n"
+        "try:\n"
+        f"    runpy.run_path('{script}.py', run_name='__main__')\n"
+        "except SystemExit as stop:\n"
+        "    assert not stop.code\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    seconds = time.monotonic() - began
+    assert done.returncode == 0, done.stderr
+    assert seconds < 1
+    assert ("usage: " if flag == "--help" else "minigpt2 0.") in done.stdout
+
+
+def test_train_then_sample_then_resume(capsys, tmp_path, text, model):
+    out = tmp_path / "run"
+    settings = ["--model", model, "--batch-size", 3, "--eval-every", 2]
+    result = train(capsys, text, out, *settings, "--max-steps", 4)
+    assert result.code == 0, result.err
+    assert result.out == ""
+    assert re.search(r"best: step \d+, val loss \d", result.err)
+    expected = "config.json model.safetensors vocab.json merges.txt tokenizer_config.json "
+    expected += "generation_config.json metrics.jsonl samples.txt loss.png loss.svg"
+    assert {path.name for path in out.iterdir()} >= set(expected.split())
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics] == [0, 1, 2, 3, 4]
+
+    written = sample(capsys, out, "--prompt", "The 7th", "--max-new-tokens", 9)
+    assert written.code == 0 and written.out.startswith("The 7th") and written.out.endswith("\n")
+
+    assert train(capsys, text, out, *settings, "--max-steps", 4).code == 2
+    again = train(capsys, text, out, *settings, "--max-steps", 4, "--resume")
+    assert again.code == 0 and "nothing to do" in again.err
+    longer = train(capsys, text, out, *settings, "--max-steps", 6, "--resume")
+    assert longer.code == 0, longer.err
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == [0, 1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [("data", "--data"), ("seed", "--seed"), ("batch", "--batch-size"), ("model", "--model")],
+)
+def test_resume_refuses_another_run_and_names_both_values(
+    capsys, tmp_path, text, model, change, name
+):
+    out = tmp_path / "run"
+    settings = {"--model": model, "--batch-size": 3, "--max-steps": 1, "--seed": 5}
+    flags = [part for pair in settings.items() for part in pair]
+    assert train(capsys, text, out, *flags).code == 0
+    if change == "data":
+        text.write_text(TEXT + "One more line.\n")
+    elif change == "model":
+        settings["--model"] = tiny_folder(tmp_path / "other")
+    else:
+        settings[name] = 4
+    flags = [part for pair in settings.items() for part in pair]
+    result = train(capsys, text, out, *flags, "--resume")
+    assert result.code == 2, result.err
+    assert re.search(rf"--resume: {name} was \S+ in .* and is \S+ now", result.last_line)
+
+
+def test_a_preset_starts_from_random_weights_with_its_part_of_the_vocabulary(
+    capsys, tmp_path, text
+):
+    out = tmp_path / "run"
+    flags = ["--preset", "nano", "--max-steps", 1, "--batch-size", 2, "--block-size", 16]
+    result = train(capsys, text, out, *flags, "--dropout", 0.2)
+    assert result.code == 0, result.err
+    config = json.loads((out / "config.json").read_text())
+    assert (config["vocab_size"], config["n_layer"], config["resid_pdrop"]) == (2048, 4, 0.2)
+    assert Tokenizer.from_pretrained(out).vocab_size == 2048
+
+
+def test_held_out_text_of_ones_own_is_what_the_model_is_judged_by(capsys, tmp_path, text, model):
+    (tmp_path / "val.txt").write_text(TEXT)
+    out = tmp_path / "run"
+    flags = ["--val-data", tmp_path / "val.txt", "--max-steps", 1, "--batch-size", 2]
+    result = train(capsys, text, out, "--model", model, *flags)
+    assert result.code == 0, result.err
+    assert "val_loss" in (out / "metrics.jsonl").read_text()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, text, model, number, code):
+    out = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "train.py"), "--data", str(text), "--model", str(model)]
+    command += ["--out", str(out), "--max-steps", "100000", "--eval-every", "100000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = out / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (
+        metrics.exists() and '"step": 3,' in metrics.read_text()
+    ):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert re.search(r"everything is saved, go on with: python .*train\.py --data .* --resume", err)
+    assert len(list((out / "checkpoints").iterdir())) == 1
+
+
+def test_the_same_seed_writes_the_same_text(capsys, model):
+    first, second, other = (
+        sample(capsys, model, "--prompt", "The", "--seed", seed).out for seed in (1, 1, 2)
+    )
+    assert first == second != other
+
+
+def test_sample_k_is_the_same_for_any_number_of_samples(capsys, model):
+    def texts(n):
+        flags = ["--prompt", "The", "--num-samples", n, "--json", "--max-new-tokens", 12]
+        return [json.loads(line)["ids"] for line in sample(capsys, model, *flags).out.splitlines()]
+
+    four = texts(4)
+    assert len({tuple(ids) for ids in four}) > 1
+    assert texts(1) == four[:1] and texts(3) == four[:3]
+
+
+def test_json_lines_hold_text_ids_and_the_reason(capsys, model):
+    result = sample(capsys, model, "--prompt", "The", "--json", "--max-new-tokens", 5)
+    row = json.loads(result.out)
+    assert row["prompt"] == "The" and len(row["ids"]) == 5 and row["finish_reason"] == "length"
+    assert row["text"] == Tokenizer.from_pretrained(model).decode(row["ids"])
+
+
+def test_no_new_tokens_writes_the_prompt_alone(capsys, model):
+    assert sample(capsys, model, "--prompt", "The lamp", "--max-new-tokens", 0).out == "The lamp\n"
+
+
+def test_an_empty_prompt_starts_a_document(capsys, model):
+    assert sample(capsys, model, "--prompt", "", "--max-new-tokens", 3).code == 0
+
+
+def test_a_prompt_longer_than_the_window_is_cut_with_a_notice_and_text_goes_on_past_it(
+    capsys, model
+):
+    result = sample(capsys, model, "--prompt", "x" * 200, "--max-new-tokens", 60)
+    assert result.code == 0
+    assert len(re.findall(r"the prompt has \d+ tokens, the model reads 23", result.err)) == 1
+
+
+def test_prompts_come_from_stdin_and_files(tmp_path, model):
+    (tmp_path / "prompt.txt").write_text("\ufeffThe sea", encoding="utf-8")
+    more = ["--model", model, "--max-new-tokens", 0]
+    assert run_alone("sample", "--prompt", "-", *more, stdin=b"A lamp").out == "A lamp\n"
+    assert run_alone("sample", "--prompt", "-", *more).out == "\n"
+    assert run_alone("sample", "--prompt-file", tmp_path / "prompt.txt", *more).out == "The sea\n"
+
+
+def test_text_beyond_the_outputs_encoding_is_escaped(model):
+    more = ["--model", model, "--max-new-tokens", 0]
+    result = run_alone("sample", "--prompt", "\u2603", *more, PYTHONIOENCODING="ascii")
+    assert (result.code, result.out) == (0, "\\u2603\n")
+
+
+def test_a_reader_who_leaves_is_no_error(model):
+    command = f"{sys.executable} sample.py --model {model} --prompt x --max-new-tokens 500"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -c 1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (0, 141)
+    assert "Traceback" not in done.stderr and "Error" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_keeps_what_was_written_and_ends_the_line(model):
+    command = [sys.executable, str(ROOT / "sample.py"), "--model", str(model), "--prompt", "The"]
+    command += ["--max-new-tokens", "10000000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    start = process.stdout.read(20)
+    process.send_signal(signal.SIGINT)
+    rest, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert start.startswith(b"The") and rest.endswith(b"\n")
+    assert b"Traceback" not in err
+
+
+def test_interactive_answers_until_the_input_ends(model):
+    lines = b"The lamp\nThe sea\n"
+    result = run_alone(
+        "sample", "--interactive", "--model", model, "--max-new-tokens", 3, stdin=lines
+    )
+    assert result.code == 0
+    assert "The lamp" in result.out and "The sea" in result.out
