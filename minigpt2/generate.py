@@ -219,6 +219,8 @@ class _Writer:
     def finish(self) -> str:
         """The text that was held back as a possible start of a stop text or of a character."""
         rest = self._stream.finish()
+        if self._stream.stopped:
+            self.written.finish_reason = "stop"
         self.written.text += rest
         return rest
 

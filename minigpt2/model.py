@@ -140,16 +140,15 @@ class CausalSelfAttention(nn.Module):
         self.scale = 1 / math.sqrt(config.head_size) if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer_index + 1
-        self.c_attn = nn.Linear(
-            config.n_embd, 3 * config.n_embd
-        )  # queries, keys and values in one product
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # queries, keys and values
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.attn_pdrop = config.attn_pdrop
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
-        """x (B, T, C) -> (B, T, C); mask (B, 1, T, S) comes with the cache, without one T = S and
-        it is causal.
+        """x (B, T, C) -> (B, T, C).
+
+        mask (B, 1, T, S) comes with the cache; without one, T = S and the mask is causal.
         """
         q, k, v = rearrange(self.c_attn(x), "b t (n h d) -> n b h t d", n=3, h=self.n_head)
         if cache is not None:
@@ -192,9 +191,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Gather, then think; each adds to the residual stream, and each reads it through its own layer
-    norm.
-    """
+    """Gather, then think: each reads the residual stream through a layer norm and adds to it."""
 
     def __init__(self, config: GPT2Config, layer_index: int) -> None:
         super().__init__()
@@ -223,9 +220,7 @@ class GPT2(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        if (
-            not self.wte.weight.is_meta
-        ):  # on "meta" there are shapes only; the loader brings the values
+        if not self.wte.weight.is_meta:  # "meta" has shapes only: the loader brings the values
             self.init_weights(generator)
 
     @torch.no_grad()
@@ -235,13 +230,12 @@ class GPT2(nn.Module):
         The two projections that write to the residual stream of each block start smaller by sqrt(2
         n_layer), the number of writes, so that their sum keeps its size (GPT-2 paper, section 2.3).
         """
-        std = self.config.initializer_range
+        n_writes = 2 * self.config.n_layer
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                shrink = (
-                    math.sqrt(2 * self.config.n_layer) if name.endswith("c_proj.weight") else 1.0
-                )
-                nn.init.normal_(parameter, std=std / shrink, generator=generator)
+                shrink = math.sqrt(n_writes) if name.endswith("c_proj.weight") else 1.0
+                std = self.config.initializer_range / shrink
+                nn.init.normal_(parameter, std=std, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
@@ -253,8 +247,9 @@ class GPT2(nn.Module):
         return self.head(self.hidden(idx, cache))
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
-        """What the last layer knows at every token: idx (B, T) -> (B, T, C). Raises InputError
-        beyond block_size.
+        """What the last layer knows at every token: idx (B, T) -> (B, T, C).
+
+        Raises InputError beyond block_size, or beyond the cache.
         """
         n_tokens = idx.shape[1]
         if cache is None:

@@ -45,7 +45,8 @@ class SamplingConfig:
         _check(self, "top_k", self.top_k >= 0, "0 (off) or more")
         _check(self, "top_p", 0 <= self.top_p <= 1, "from 0 to 1")
         _check(self, "min_p", 0 <= self.min_p <= 1, "from 0 to 1")
-        _check(self, "repetition_penalty", 0 < self.repetition_penalty < float("inf"), "above 0")
+        penalty = self.repetition_penalty
+        _check(self, "repetition_penalty", 0.01 <= penalty <= 100, "from 0.01 to 100")
 
 
 @dataclass(frozen=True)

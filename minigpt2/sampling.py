@@ -38,10 +38,11 @@ def temperature(logits: Tensor, t: float) -> Tensor:
     """Sharpen (t < 1) or flatten (t > 1) the distribution by dividing the logits; t must be above
     0.
     """
-    if t == 1:
-        return logits
-    # measured from the largest, so that a tiny t cannot overflow; softmax does not see the shift
-    return (logits - logits.max(dim=-1, keepdim=True).values) / t
+    if t >= 0.01:
+        return logits / t
+    # Measured from the largest, which softmax does not see, a tiny t cannot overflow; below 1e-30,
+    # where the choice is greedy anyway, t would be 0 in float32.
+    return (logits - logits.max(dim=-1, keepdim=True).values) / max(t, 1e-30)
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:

@@ -1,0 +1,663 @@
+"""However a text is decoded, its tokens are those of reading everything again for each of them."""
+
+import itertools
+import logging
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GenerationConfig
+
+from hf_models import randomise, reference, token_ids
+from minigpt2.errors import InputError
+from minigpt2.generate import check_fits, complete, decode, generate, stream_text
+from minigpt2.model import GPT2, GPT2Config
+from minigpt2.options import SamplingConfig
+from minigpt2.sampling import draw, probabilities, row_generator
+from minigpt2.tokenizer import Tokenizer
+
+WINDOW = 31
+GREEDY = SamplingConfig(temperature=0)
+SAMPLED = SamplingConfig(temperature=1.3, top_k=97, top_p=0.95, repetition_penalty=1.2)
+BYTES = Tokenizer.gpt2(257)  # one token a byte, and end-of-text
+EOT = BYTES.eot
+
+
+def random_model(dtype=torch.float32, **values):
+    shape = {"vocab_size": 257, "block_size": WINDOW, "n_embd": 34, "n_layer": 3, "n_head": 2}
+    model = GPT2(GPT2Config(**{**shape, **values})).to(dtype).eval()
+    randomise(model, std=0.4)
+    return model.requires_grad_(False)
+
+
+MODEL = random_model()
+
+
+@torch.no_grad()
+def scripted(*tokens, vocab_size=257):
+    """A model that says tokens[p] after position p, whatever it reads."""
+    n = len(tokens)
+    model = GPT2(
+        GPT2Config(
+            vocab_size=vocab_size, block_size=n, n_embd=n + 1, n_layer=1, n_head=1,
+            tie_word_embeddings=False,
+        )
+    ).eval()  # fmt: skip
+    for parameter in model.parameters():
+        parameter.zero_()
+    model.wpe.weight.fill_diagonal_(1)
+    model.ln_f.weight.fill_(1)
+    model.lm_head.weight[list(tokens), range(n)] = 1e4
+    return model
+
+
+def prompt_of(length, seed=0):
+    generator = torch.Generator().manual_seed(1000 * length + seed)
+    return torch.randint(257, (length,), generator=generator).tolist()
+
+
+def likeliest(logits, text):
+    return int(logits.argmax())
+
+
+def drawn(sampling, seed, row):
+    """A choice that draws as row `row` does under `seed`."""
+    generator = row_generator(seed, row)
+
+    def choose(logits, text):
+        seen = torch.zeros(1, len(logits), dtype=torch.bool)
+        seen[0, text] = True
+        return int(draw(probabilities(logits[None], sampling, seen), [generator]))
+
+    return choose
+
+
+def uncached(model, prompt, n_new, choose=likeliest):
+    """The stated rule, in the plainest way: no cache, no batch, all of `read` again every time."""
+    window = model.config.block_size
+    text, read = list(prompt), prompt[-window:]
+    for _ in range(n_new):
+        text.append(choose(model(torch.tensor([read]))[0, -1], text))
+        if len(read) == window:
+            read = read[window - window // 2 :]
+        read = [*read, text[-1]]
+    return text[len(prompt) :]
+
+
+def alone(model, prompt, row, *, seed, ends=lambda row, token: False, **options):
+    """What row `row` says when it is the only one."""
+    generators = [row_generator(seed, row)]
+    return [token for (token,) in decode(model, [prompt], generators=generators, ends=ends,
+                                         **options)]  # fmt: skip
+
+
+def up_to(ids, stops):
+    return list(itertools.takewhile(lambda token: token not in stops, ids))
+
+
+def reads_of(model, monkeypatch):
+    """The shapes (B, T) of everything the model reads from now on."""
+    shapes, hidden = [], model.hidden
+
+    def spy(idx, cache=None):
+        shapes.append(tuple(idx.shape))
+        return hidden(idx, cache)
+
+    monkeypatch.setattr(model, "hidden", spy)
+    return shapes
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 11])
+def test_cached_greedy_ids_are_the_uncached_ones(length):
+    prompt = prompt_of(length)
+    expected = uncached(MODEL, prompt, 20)
+    assert generate(MODEL, [prompt], max_new_tokens=20, sampling=GREEDY) == [expected]
+    assert len(set(expected)) > 5
+
+
+@pytest.mark.parametrize("cuts", [{8}, {1}, {3, 4, 10}, set(range(1, 11))], ids=str)
+def test_a_prompt_read_in_pieces_leads_to_the_same_ids(cuts):
+    prompt, cache = prompt_of(11), MODEL.make_cache(1)
+    for piece in torch.tensor_split(torch.tensor([prompt]), sorted(cuts), dim=1):
+        logits = MODEL(piece, cache)
+    ids = []
+    for _ in range(20):
+        ids.append(int(logits[0, -1].argmax()))
+        logits = MODEL(torch.tensor([ids[-1:]]), cache)
+    assert generate(MODEL, [prompt], max_new_tokens=20, sampling=GREEDY) == [ids]
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+@pytest.mark.parametrize("length", [1, 7, 25])
+def test_greedy_ids_are_those_of_transformers_up_to_the_end_of_the_window(
+    hf_folder, length, penalty
+):
+    prompt, n_new = prompt_of(length), 65 - length
+    theirs = greedy_of_transformers(
+        hf_folder(), [prompt], max_new_tokens=n_new, repetition_penalty=penalty
+    )
+    ours = generate(
+        GPT2.from_pretrained(hf_folder()),
+        [prompt],
+        max_new_tokens=n_new,
+        sampling=SamplingConfig(temperature=0, repetition_penalty=penalty),
+    )
+    assert ours == theirs and len(ours[0]) == n_new
+
+
+def test_a_ragged_batch_with_an_end_id_is_that_of_transformers(hf_folder):
+    model, rows = GPT2.from_pretrained(hf_folder()), [prompt_of(n) for n in (3, 17, 1, 8)]
+    free = generate(model, rows, max_new_tokens=40, sampling=GREEDY)
+    assert free == greedy_of_transformers(hf_folder(), rows, max_new_tokens=40)
+    end = next(t for t in free[1][9:] if t not in free[1][:9])
+    ours = generate(model, rows, max_new_tokens=40, sampling=GREEDY, stop_ids=[end])
+    theirs = greedy_of_transformers(hf_folder(), rows, max_new_tokens=40, eos_token_id=end)
+    assert ours == [up_to(row, [end]) for row in theirs]
+    assert len({len(row) for row in ours}) > 1
+
+
+def greedy_of_transformers(folder, rows, eos_token_id=None, **options):
+    """The new ids of every row, which their `generate` wants padded on the left."""
+    longest = max(len(row) for row in rows)
+    padded = torch.tensor([[256] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    theirs = reference(folder, torch.float32)
+    # what is None here is taken from the model's own settings
+    theirs.generation_config.eos_token_id = eos_token_id
+    config = GenerationConfig(
+        **options, do_sample=False, pad_token_id=256, eos_token_id=eos_token_id
+    )
+    ids = theirs.generate(padded, attention_mask=mask, generation_config=config)
+    return ids[:, longest:].tolist()
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(), SAMPLED], ids=str)
+def test_a_row_of_a_ragged_batch_is_what_it_is_alone(sampling):
+    rows = [prompt_of(n) for n in (5, 1, 11, 5, 2, 31, 30)]
+    rows[3] = rows[0]
+    options = {"max_new_tokens": 70, "sampling": sampling}
+    together = generate(MODEL, rows, seed=3, **options)
+    assert together == [alone(MODEL, row, r, seed=3, **options) for r, row in enumerate(rows)]
+    assert len({tuple(ids) for ids in together}) == (6 if sampling == GREEDY else 7)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(), SAMPLED], ids=str)
+def test_rows_that_end_at_different_steps_leave_the_others_as_they_are(sampling):
+    rows = [prompt_of(n) for n in (5, 9, 1, 11, 5)]
+    options = {"max_new_tokens": 50, "sampling": sampling}
+    free = [alone(MODEL, row, r, seed=5, **options) for r, row in enumerate(rows)]
+    stops = [free[0][0], free[1][12], free[3][37]]
+    together = generate(MODEL, rows, seed=5, stop_ids=stops, **options)
+    assert together == [up_to(ids, stops) for ids in free]
+    assert together[0] == [] and len({len(ids) for ids in together}) > 2
+
+
+def drawn_rows(**options):
+    return generate(MODEL, max_new_tokens=35, sampling=SAMPLED, **options)
+
+
+def test_sample_k_is_the_same_for_any_number_of_samples():
+    prompt = prompt_of(4)
+    five = drawn_rows(rows=[prompt] * 5, seed=7)
+    for n in (1, 2, 4):
+        assert drawn_rows(rows=[prompt] * n, seed=7) == five[:n]
+    assert len({ids[0] for ids in five}) > 1 and len(set(map(tuple, five))) == 5
+    for k, ids in enumerate(five):
+        assert uncached(MODEL, prompt, 35, drawn(SAMPLED, 7, k)) == ids
+
+
+def test_the_same_seed_gives_the_same_ids_and_another_seed_others():
+    rows = [prompt_of(4), prompt_of(9)]
+    assert drawn_rows(rows=rows, seed=7) == drawn_rows(rows=rows, seed=7)
+    assert drawn_rows(rows=rows, seed=7) != drawn_rows(rows=rows, seed=8)
+
+
+def test_rows_of_uniform_scores_begin_differently():
+    model = random_model()
+    model.wte.weight.zero_()
+    ids = generate(model, [[EOT]] * 16, max_new_tokens=1)
+    assert len(set(map(tuple, ids))) > 10
+
+
+SMALL = random_model(torch.float64, block_size=7, n_embd=10, n_layer=2)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.lists(st.integers(0, 256), min_size=1, max_size=9), min_size=1, max_size=4),
+    st.integers(1, 17),
+    st.sampled_from([GREEDY, SamplingConfig(), SAMPLED]),
+    st.integers(0, 2**63 - 1),
+)
+def test_any_batch_is_row_by_row_the_uncached_reference(rows, n_new, sampling, seed):
+    found = generate(SMALL, rows, max_new_tokens=n_new, sampling=sampling, seed=seed)
+    for r, (row, ids) in enumerate(zip(rows, found)):
+        assert ids == uncached(SMALL, row, n_new, drawn(sampling, seed, r))
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 16, 31])
+def test_past_the_window_greedy_ids_follow_the_stated_rule(window):
+    model = random_model(block_size=window)
+    rows = [prompt_of(n) for n in {1, max(1, window - 1), window, window + 5}]
+    n_new = 3 * window + 2
+    together = generate(model, rows, max_new_tokens=n_new, sampling=GREEDY)
+    for row, ids in zip(rows, together):
+        assert ids == uncached(model, row, n_new)
+        assert generate(model, [row], max_new_tokens=n_new, sampling=GREEDY) == [ids]
+
+
+def test_the_rule_matters_past_the_window():
+    def cropped_by_one(prompt, n_new):
+        text = list(prompt)
+        for _ in range(n_new):
+            text.append(likeliest(MODEL(torch.tensor([text[-WINDOW:]]))[0, -1], text))
+        return text[len(prompt) :]
+
+    prompt = prompt_of(9)
+    ids = generate(MODEL, [prompt], max_new_tokens=3 * WINDOW, sampling=GREEDY)[0]
+    other = cropped_by_one(prompt, 3 * WINDOW)
+    assert ids[: WINDOW + 1 - 9] == other[: WINDOW + 1 - 9] and ids != other
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 30, 31])
+def test_the_window_slides_for_one_token_more_than_fits_and_not_before(monkeypatch, length):
+    prompt, n_new = prompt_of(length), WINDOW + 1 - length
+    shapes = reads_of(MODEL, monkeypatch)
+    generate(MODEL, [prompt], max_new_tokens=n_new, sampling=GREEDY)
+    assert shapes == [(1, length)] + [(1, 1)] * (n_new - 1)
+    shapes.clear()
+    generate(MODEL, [prompt], max_new_tokens=n_new + 1, sampling=GREEDY)
+    assert shapes == [(1, length)] + [(1, 1)] * (n_new - 1) + [(1, WINDOW // 2), (1, 1)]
+
+
+def test_a_full_row_slides_alone(monkeypatch):
+    shapes = reads_of(MODEL, monkeypatch)
+    generate(MODEL, [prompt_of(31), prompt_of(29), prompt_of(5)], max_new_tokens=4)
+    again = (1, WINDOW // 2)
+    assert shapes == [(3, 31), again, (3, 1), (3, 1), again, (3, 1)]
+
+
+def test_equal_rows_are_read_once(monkeypatch):
+    shapes = reads_of(MODEL, monkeypatch)
+    a, b = prompt_of(5), prompt_of(8)
+    generate(MODEL, [a, b, a, a], max_new_tokens=2)
+    assert shapes == [(2, 8), (4, 1)]
+
+
+def test_a_prompt_longer_than_the_window_keeps_its_end_and_warns_once(caplog):
+    long, longer = prompt_of(40), prompt_of(50)
+    options = {"max_new_tokens": 40, "sampling": GREEDY}
+    expected = generate(MODEL, [long[-WINDOW:], longer[-WINDOW:], [5]], **options)
+    assert not caplog.records
+    assert generate(MODEL, [long, longer, [5]], **options) == expected
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and record.name == "minigpt2.generate"
+    assert "50 tokens" in record.getMessage() and "31" in record.getMessage()
+
+
+def test_tokens_that_the_window_dropped_still_count_as_repeated():
+    prompt = prompt_of(40)
+    sampling = SamplingConfig(temperature=0, repetition_penalty=1.5)
+    dropped = uncached(MODEL, prompt, 90, drawn(sampling, 0, 0))
+    assert generate(MODEL, [prompt], max_new_tokens=90, sampling=sampling) == [dropped]
+    assert dropped != generate(MODEL, [prompt[-WINDOW:]], max_new_tokens=90, sampling=sampling)[0]
+
+
+def columns_of(rows, ends, max_new_tokens=9):
+    return decode(
+        MODEL,
+        rows,
+        max_new_tokens=max_new_tokens,
+        sampling=GREEDY,
+        generators=[row_generator(0, row) for row in range(len(rows))],
+        ends=ends,
+    )
+
+
+def test_columns_hold_none_for_rows_that_ended_and_stop_with_the_last_row():
+    rows, n_asked = [prompt_of(4), prompt_of(2), prompt_of(7)], [0, 0, 0]
+
+    def ends(row, token):
+        n_asked[row] += 1
+        return n_asked[row] == (2, 5, 3)[row]
+
+    columns = list(columns_of(rows, ends))
+    assert [[token is None for token in column] for column in columns] == [
+        [False, False, False],
+        [False, False, False],
+        [True, False, False],
+        [True, False, True],
+        [True, False, True],
+    ]
+    assert n_asked == [2, 5, 3]
+    free = [uncached(MODEL, row, 5) for row in rows]
+    assert [[c[r] for c in columns if c[r] is not None] for r in range(3)] == [
+        ids[:n] for ids, n in zip(free, (2, 5, 3))
+    ]
+
+
+def test_a_row_is_asked_about_each_token_once_after_its_column_was_taken():
+    events = []
+    columns = columns_of([[5], [6]], lambda row, token: events.append((row, token)), 3)
+    for column in columns:
+        assert len(events) % 3 == 0
+        events.append(column)
+    taken = events[::3]
+    assert len(taken) == 3
+    for number, column in enumerate(taken):
+        assert events[3 * number + 1 : 3 * number + 3] == [(0, column[0]), (1, column[1])]
+
+
+def test_a_token_is_computed_when_it_is_asked_for(monkeypatch):
+    shapes = reads_of(MODEL, monkeypatch)
+    columns = columns_of([prompt_of(4)], lambda row, token: False)
+    assert shapes == []
+    next(columns)
+    assert shapes == [(1, 4)]
+    next(columns)
+    assert shapes == [(1, 4), (1, 1)]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig()], ids=str)
+@pytest.mark.parametrize("name", ["wte.weight", "h.1.mlp.c_fc.bias", "ln_f.weight"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_that_are_not_numbers_are_refused_at_the_first_token(sampling, name, bad):
+    model = random_model()
+    model.get_parameter(name)[3] = bad
+    with pytest.raises(InputError, match=r"not finite at new token 1: .* --dtype float32"):
+        generate(model, [[5, 3]], max_new_tokens=4, sampling=sampling)
+    assert not model.training
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig()], ids=str)
+def test_one_damaged_score_of_one_row_is_enough(sampling):
+    model = random_model(tie_word_embeddings=False)
+    model.wte.weight[7] = float("nan")
+    assert generate(model, [[5]], max_new_tokens=1, sampling=sampling)
+    with pytest.raises(InputError, match="not finite at new token 1"):
+        generate(model, [[5], [7]], max_new_tokens=1, sampling=sampling)
+    model = random_model(tie_word_embeddings=False)
+    model.lm_head.weight[256] = float("nan")
+    with pytest.raises(InputError, match="not finite at new token 1"):
+        generate(model, [[5]], max_new_tokens=1, sampling=sampling)
+
+
+def test_damage_met_later_is_refused_there_after_the_tokens_before_it():
+    model = random_model()
+    model.wpe.weight[4] = float("nan")
+    ids = []
+    with pytest.raises(InputError, match="not finite at new token 4"):
+        for (token,) in decode(
+            model, [[5, 6]], max_new_tokens=9, sampling=GREEDY,
+            generators=[row_generator(0, 0)], ends=lambda row, token: False,
+        ):  # fmt: skip
+            ids.append(token)
+    assert len(ids) == 3
+
+
+@pytest.mark.parametrize("was_training", [True, False])
+def test_the_models_mode_is_restored(was_training):
+    model = random_model().train(was_training)
+    generate(model, [[5]], max_new_tokens=3)
+    assert model.training == model.h[0].mlp.dropout.training == was_training
+    pieces = stream_text(model, BYTES, "abc", max_new_tokens=9)
+    next(pieces)
+    pieces.close()  # abandoned
+    assert model.training == model.h[0].mlp.dropout.training == was_training
+    pieces = stream_text(model, BYTES, "abc", max_new_tokens=9)
+    next(pieces)
+    del pieces
+    assert model.training == was_training
+    for columns in (
+        decode(model, [[5]], max_new_tokens=9, sampling=GREEDY,
+               generators=[row_generator(0, 0)], ends=lambda row, token: 1 // 0),
+        decode(model, [[5]], max_new_tokens=9, sampling=GREEDY,
+               generators=[], ends=lambda row, token: False),
+    ):  # fmt: skip
+        with pytest.raises((ZeroDivisionError, IndexError)):
+            list(columns)
+        assert model.training == model.h[0].mlp.dropout.training == was_training
+
+
+def test_dropout_is_off_and_no_gradient_is_kept_whatever_the_models_mode():
+    model = random_model(attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5).train()
+    model.requires_grad_(True)
+    expected = generate(MODEL, [[5, 6]], max_new_tokens=9, sampling=GREEDY)
+    assert generate(model, [[5, 6]], max_new_tokens=9, sampling=GREEDY) == expected
+    assert all(parameter.grad is None for parameter in model.parameters())
+    next(stream_text(model, BYTES, "abc"))
+    pieces = stream_text(model, BYTES, "abc")
+    next(pieces)
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=str)
+def test_the_global_random_state_is_left_alone(sampling):
+    model = random_model(attn_pdrop=0.5).train()
+    before = torch.get_rng_state()
+    generate(model, [[5], [6, 7]], max_new_tokens=40, sampling=sampling)
+    "".join(stream_text(model, BYTES, "abc", max_new_tokens=5, sampling=sampling))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no rows to continue"),
+        ([[5], []], "row 1 is empty: start it with the end-of-text id"),
+        ([[5, 257]], "row 0 holds ids from 5 to 257, the model knows 0 to 256"),
+        ([[5], [7, -1]], "row 1 holds ids from -1 to 7, the model knows 0 to 256"),
+    ],
+)
+def test_rows_that_the_model_cannot_read_are_refused(rows, message):
+    with pytest.raises(InputError, match=message):
+        generate(MODEL, rows, max_new_tokens=3)
+
+
+def test_rows_are_left_as_they_were():
+    rows = [[5, 6], [7]]
+    generate(MODEL, rows, max_new_tokens=3)
+    assert rows == [[5, 6], [7]]
+
+
+def test_no_new_tokens_is_the_empty_continuation():
+    assert generate(MODEL, [[5], [6, 7]], max_new_tokens=0) == [[], []]
+    (written,) = complete(MODEL, BYTES, ["abc"], max_new_tokens=0)
+    assert (written.text, written.ids, written.finish_reason) == ("", [], "length")
+    assert "".join(stream_text(MODEL, BYTES, "abc", max_new_tokens=0)) == ""
+
+
+def test_a_negative_number_of_new_tokens_is_refused():
+    with pytest.raises(InputError, match="max_new_tokens is -1, allowed is 0 or more"):
+        generate(MODEL, [[5]], max_new_tokens=-1)
+    with pytest.raises(InputError, match="max_new_tokens is -3"):
+        complete(MODEL, BYTES, ["abc"], max_new_tokens=-3)
+    with pytest.raises(InputError, match="max_new_tokens is -3"):
+        list(stream_text(MODEL, BYTES, "abc", max_new_tokens=-3))
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(), SAMPLED], ids=str)
+def test_ids_of_a_padded_vocabulary_are_never_drawn(sampling):
+    model = scripted(*range(257, 277), vocab_size=311)
+    assert generate(model, [[5]], max_new_tokens=20, sampling=sampling) == [[*range(257, 277)]]
+    (ids,) = generate(model, [[5]], max_new_tokens=20, sampling=sampling, vocab_size=257)
+    assert len(ids) == 20 and max(ids) < 257
+    (written,) = complete(model, BYTES, [""], max_new_tokens=20, sampling=sampling)
+    assert written.ids and max(written.ids) < 257
+
+
+def test_a_padded_vocabulary_changes_no_other_score():
+    rows = [prompt_of(4), prompt_of(9)]
+    wide = random_model(vocab_size=311)
+    wide.load_state_dict({**MODEL.state_dict(), "wte.weight": wide.wte.weight})
+    wide.wte.weight[:257] = MODEL.wte.weight
+    options = {"max_new_tokens": 30, "sampling": SAMPLED}
+    assert generate(wide, rows, vocab_size=257, **options) == generate(MODEL, rows, **options)
+
+
+def test_stop_ids_end_a_row_and_are_left_out():
+    model = scripted(10, 11, 12, 13)
+    assert generate(model, [[5]], max_new_tokens=4) == [[10, 11, 12, 13]]
+    assert generate(model, [[5]], max_new_tokens=4, stop_ids=[12]) == [[10, 11]]
+    assert generate(model, [[5]], max_new_tokens=4, stop_ids=[13, 11]) == [[10]]
+    assert generate(model, [[5], [5, 5]], max_new_tokens=4, stop_ids=[10]) == [[], [11, 12, 13, 12]]
+
+
+def written_by(text, *, tokenizer=BYTES, n=None, then=(EOT,), prompt="", stop=()):
+    """What a model that says `text` is heard to say: by `complete`, and by `stream_text`."""
+    tokens = [*tokenizer.encode(text), *then][:n]
+    model = scripted(*tokens, vocab_size=tokenizer.vocab_size)
+    options = {"max_new_tokens": len(tokens), "sampling": GREEDY, "stop": stop}
+    (written,) = complete(model, tokenizer, [prompt], **options)
+    pieces = list(stream_text(model, tokenizer, prompt, **options))
+    assert "".join(pieces) == written.text
+    assert not any("\ufffd" in piece for piece in pieces[:-1])
+    return written
+
+
+texts = st.text(st.sampled_from("aab\n é€😀"), min_size=1, max_size=12)
+
+
+@settings(deadline=None, max_examples=150)
+@given(texts, st.lists(st.text(st.sampled_from("ab\né😀"), min_size=1, max_size=3), max_size=3))
+def test_text_ends_before_the_first_stop_text_however_tokens_cut_it(text, stop):
+    found = [text.find(s) for s in stop if s in text]
+    assert written_by(text, stop=stop).text == text[: min(found, default=len(text))]
+
+
+@settings(deadline=None, max_examples=20)
+@given(text=texts, vocab_size=st.sampled_from([257, 300, 2048]))
+def test_text_is_written_whole(text, vocab_size):
+    tokenizer = Tokenizer.gpt2(vocab_size)
+    written = written_by(text, tokenizer=tokenizer, then=(tokenizer.eot,))
+    assert (written.text, written.finish_reason) == (text, "eot")
+    assert written.ids == [*tokenizer.encode(text), tokenizer.eot]
+
+
+@pytest.mark.parametrize("tokens", [[40, 198, 198, 40], [40, 628, 40], [40, 198, 628, 40]])
+def test_a_stop_text_is_found_across_tokens_of_the_full_vocabulary(tokens):
+    tokenizer = Tokenizer.gpt2()
+    assert tokenizer.decode([198]) * 2 == tokenizer.decode([628]) == "\n\n"
+    model = scripted(*tokens, vocab_size=50257)
+    options = {"max_new_tokens": 4, "sampling": GREEDY, "stop": ["\n\n"]}
+    (written,) = complete(model, tokenizer, [""], **options)
+    assert (written.text, written.finish_reason) == ("I", "stop")
+    assert "".join(stream_text(model, tokenizer, "", **options)) == "I"
+
+
+def test_a_stop_text_within_a_token_ends_the_text_there():
+    tokenizer = Tokenizer.gpt2()
+    hello = tokenizer.encode(" hello")
+    assert len(hello) == 1
+    written = written_by(" hello", tokenizer=tokenizer, then=hello, stop=["ll"])
+    assert (written.text, written.ids, written.finish_reason) == (" he", hello, "stop")
+
+
+def test_the_beginning_of_a_stop_text_is_written_when_the_rest_does_not_come():
+    written = written_by("a\nb\n", stop=["\n\n"])
+    assert (written.text, written.finish_reason) == ("a\nb\n", "eot")
+
+
+@pytest.mark.parametrize(
+    ("text", "n", "stop", "expected", "reason"),
+    [
+        ("abc", None, [], "abc", "eot"),
+        ("abc", 3, [], "abc", "length"),
+        ("abc", 2, ["c"], "ab", "length"),
+        ("abc", None, ["c"], "ab", "stop"),
+        ("abc", 3, ["c"], "ab", "stop"),
+        ("abc", None, ["x", "bc", "c"], "a", "stop"),
+        ("", None, ["a"], "", "eot"),
+    ],
+)
+def test_the_finish_reason_is_what_ended_the_text(text, n, stop, expected, reason):
+    written = written_by(text, n=n, stop=stop)
+    assert (written.text, written.finish_reason) == (expected, reason)
+
+
+@pytest.mark.parametrize("n", [None, 3])
+def test_a_stop_text_that_only_the_end_made_certain_is_the_finish_reason(n):
+    # "abcd" might have begun before "bc", and did not come
+    written = written_by("abc", n=n, stop=["abcd", "bc"])
+    assert (written.text, written.finish_reason) == ("a", "stop")
+
+
+def test_the_spelling_of_end_of_text_does_not_end_a_text():
+    written = written_by("a<|endoftext|>b")
+    assert (written.text, written.finish_reason) == ("a<|endoftext|>b", "eot")
+
+
+def test_rows_end_for_their_own_reasons():
+    model = scripted(*BYTES.encode("ab\ncd"), EOT, *BYTES.encode("xyz"))
+    prompts = ["", "12", "1234", "1234567"]  # position 0, 1, 3, 6
+    done = complete(model, BYTES, prompts, max_new_tokens=3, sampling=GREEDY, stop=["\n"])
+    assert [(written.text, written.finish_reason) for written in done] == [
+        ("ab", "stop"),
+        ("b", "stop"),
+        ("cd", "eot"),
+        ("xyz", "length"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"), [(1, "\ufffd"), (2, "é"), (3, "é\ufffd"), (4, "é\ufffd"), (6, "é😀")]
+)
+def test_a_character_cut_by_max_new_tokens_is_one_replacement_character(n, expected):
+    written = written_by("é😀", n=n)
+    assert (written.text, written.finish_reason) == (expected, "length")
+
+
+def test_pieces_come_as_soon_as_their_characters_are_whole(monkeypatch):
+    model = scripted(*BYTES.encode("aé\nb\n"), EOT)
+    shapes = reads_of(model, monkeypatch)
+    pieces = stream_text(model, BYTES, "", max_new_tokens=9, sampling=GREEDY, stop=["\n\n"])
+    seen = [(piece, len(shapes)) for piece in pieces]
+    assert seen == [("a", 1), ("", 2), ("é", 3), ("", 4), ("\nb", 5), ("", 6), ("", 7), ("\n", 7)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_streamed_pieces_are_the_text_of_complete(seed):
+    # random bytes: most are no characters
+    options = {"max_new_tokens": 90, "sampling": SamplingConfig(), "seed": seed, "stop": ["zz"]}
+    (written,) = complete(MODEL, BYTES, ["Ein Wort, "], **options)
+    assert "".join(stream_text(MODEL, BYTES, "Ein Wort, ", **options)) == written.text
+    text = [token for token in written.ids if token != EOT]
+    assert written.text == BYTES.decode(text) and len(text) > 5
+
+
+def test_complete_continues_each_prompt_as_generate_does_its_ids():
+    prompts = ["Ein Wort", "", "Ein Wort", "und é"]
+    done = complete(MODEL, BYTES, prompts, max_new_tokens=50, sampling=SAMPLED, seed=11)
+    rows = [BYTES.encode(prompt) or [EOT] for prompt in prompts]
+    ids = generate(MODEL, rows, max_new_tokens=50, sampling=SAMPLED, seed=11, stop_ids=[EOT])
+    assert [up_to(written.ids, [EOT]) for written in done] == ids
+    assert [written.text for written in done] == [BYTES.decode(row) for row in ids]
+    fewer = complete(MODEL, BYTES, prompts[:2], max_new_tokens=50, sampling=SAMPLED, seed=11)
+    assert fewer == done[:2]
+
+
+def test_an_empty_prompt_starts_from_end_of_text():
+    (written,) = complete(MODEL, BYTES, [""], max_new_tokens=30, sampling=GREEDY)
+    assert up_to(written.ids, [EOT]) == up_to(uncached(MODEL, [EOT], 30), [EOT])
+    pieces = stream_text(MODEL, BYTES, "", max_new_tokens=30, sampling=GREEDY)
+    assert "".join(pieces) == written.text != ""
+
+
+def test_a_tokenizer_may_have_fewer_ids_than_the_model_not_more():
+    check_fits(BYTES, MODEL)
+    check_fits(BYTES, random_model(vocab_size=311))
+    with pytest.raises(InputError, match="the tokenizer has 258 ids, the model 257"):
+        check_fits(Tokenizer.gpt2(258), MODEL)
+
+
+def test_a_long_prompt_may_be_text():
+    text = "Ein langer Anfang, länger als das Fenster ist. " * 3
+    (written,) = complete(MODEL, BYTES, [text], max_new_tokens=20, sampling=GREEDY)
+    assert up_to(written.ids, [EOT]) == up_to(uncached(MODEL, BYTES.encode(text), 20), [EOT])
+
+
+def test_random_ids_differ_so_that_equality_means_something():
+    rows = token_ids(257, 4, 6).tolist()
+    ids = generate(MODEL, rows, max_new_tokens=60, sampling=GREEDY)
+    assert all(len(set(row)) > 10 for row in ids) and len(set(map(tuple, ids))) == 4
