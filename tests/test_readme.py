@@ -1,0 +1,104 @@
+"""Every command and every Python block of the documents is run, with a tiny model in gpt2's
+place.
+"""
+
+import re
+import runpy
+import shlex
+
+import pytest
+
+from scripts import ROOT, run_here, tiny_folder
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "data" / "README.md"]
+INSTALLS = ("pip install ", "pytest")  # these two lines are what .ci/run runs literally
+# what makes a documented command short and independent of the network; a later flag wins
+SHORTER = {
+    "train": ["--max-steps", "1", "--batch-size", "1", "--block-size", "16"],
+    "sample": ["--max-new-tokens", "3"],
+    "convert_weights": [],
+}
+
+
+def blocks(language):
+    for path in DOCUMENTS:
+        yield from re.findall(rf"```{language}\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+
+
+def commands():
+    return [line for block in blocks("bash") for line in block.splitlines() if line]
+
+
+def script_commands():
+    return [line for line in commands() if line.startswith("python ")]
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with the files that the documents speak of."""
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    text = "A lamp, a wall, a boat with a hole, and two men in it.\n" * 40
+    for name in ("my.txt", "opening.txt", "notes/a.md", "letters/1/b.txt", "letters/c.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{name}: {text}")
+    for folder in ("gpt2", "runs/first", "runs/my-gpt2", "SOURCE"):
+        tiny_folder(tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINIGPT2_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_every_line_of_the_documents_is_a_command_that_some_test_runs():
+    for line in commands():
+        assert line.startswith(("python ", *INSTALLS)) or "pytest -m network" in line, line
+    assert len(script_commands()) >= 8
+
+
+def test_ci_installs_and_tests_as_the_readme_says():
+    steps = (ROOT / ".ci" / "run").read_text("utf-8").replace("pip install -q", "pip install")
+    for line in commands():
+        if line.startswith(INSTALLS) and "pytest -m" not in line:
+            assert line in steps
+
+
+def one_answer():
+    """An `input` that is answered once and then ends."""
+    answers = ["The lamp"]
+
+    def answer(_prompt):
+        if not answers:
+            raise EOFError
+        return answers.pop()
+
+    return answer
+
+
+@pytest.mark.parametrize("line", sorted(set(script_commands())))
+def test_the_documented_commands_work(line, workplace, capsys, monkeypatch):
+    _, script, *argv = shlex.split(line)
+    script = script.removesuffix(".py")
+    if script == "train":
+        argv += ["--out", "runs/new"]
+    monkeypatch.setattr("builtins.input", one_answer())
+    result = run_here(capsys, script, *argv, *SHORTER[script])
+    assert result.code == 0, result.err
+
+
+def test_the_python_blocks_run(workplace, tmp_path, capsys):
+    for number, block in enumerate(blocks("python")):
+        path = tmp_path / f"block{number}.py"
+        path.write_text(block)
+        runpy.run_path(str(path))
+        assert capsys.readouterr().out
+
+
+def test_the_public_names_are_there_and_generate_is_the_function():
+    import minigpt2.generate
+
+    for name in minigpt2.__all__:
+        assert getattr(minigpt2, name) is not None
+    assert callable(minigpt2.generate)
+    assert set(minigpt2.__all__) <= set(dir(minigpt2))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = minigpt2.nothing
