@@ -6,8 +6,8 @@ of it: `generate` for ids, `stream_text` for a screen, `complete` for finished t
 Past the window. GPT-2's positions are absolute, so cached keys cannot slide: they carry their old
 positions. The rule, for each row alone: a prompt longer than block_size is cut to its last
 block_size tokens; and when a row's window is full and another token must be read, the row forgets
-everything but its last block_size // 2 tokens, re-reads them from position 0, and goes on. The
-memory of the text shrinks to half at that moment and grows again.
+everything but the last block_size // 2 tokens it has read, re-reads them from position 0, and goes
+on. The memory of the text shrinks to half at that moment and grows again.
 
 Letters: B rows, T tokens in this call, C n_embd, V vocabulary.
 """
@@ -188,13 +188,15 @@ def generate(
 
 @dataclass
 class Completion:
-    """What was added to one prompt, and why it ended: at end-of-text, at a stop text, or at
-    max_new_tokens.
+    """What was added to one prompt, and why it ended.
+
+    `ids` are all tokens that were drawn, with the end-of-text or the stop text that ended them;
+    `text` is without.
     """
 
     text: str = ""
     ids: list[int] = field(default_factory=list)
-    finish_reason: Literal["eot", "stop", "length"] = "length"
+    finish_reason: Literal["eot", "stop", "length"] = "length"  # length: max_new_tokens
 
 
 class _Writer:

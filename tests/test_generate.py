@@ -420,16 +420,26 @@ def test_the_models_mode_is_restored(was_training):
         assert model.training == model.h[0].mlp.dropout.training == was_training
 
 
-def test_dropout_is_off_and_no_gradient_is_kept_whatever_the_models_mode():
+def test_dropout_is_off_whatever_the_models_mode():
     model = random_model(attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5).train()
-    model.requires_grad_(True)
     expected = generate(MODEL, [[5, 6]], max_new_tokens=9, sampling=GREEDY)
     assert generate(model, [[5, 6]], max_new_tokens=9, sampling=GREEDY) == expected
-    assert all(parameter.grad is None for parameter in model.parameters())
-    next(stream_text(model, BYTES, "abc"))
-    pieces = stream_text(model, BYTES, "abc")
-    next(pieces)
-    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def test_no_gradient_is_prepared_inside_and_the_caller_between_tokens_keeps_gradients(monkeypatch):
+    model, outputs = random_model().requires_grad_(True), []
+    hidden = model.hidden
+
+    def spy(idx, cache=None):
+        outputs.append(hidden(idx, cache))
+        return outputs[-1]
+
+    monkeypatch.setattr(model, "hidden", spy)
+    pieces = stream_text(model, BYTES, "abc", max_new_tokens=9)
+    for n_pieces in (1, 2):
+        next(pieces)
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        assert [output.requires_grad for output in outputs] == [False] * n_pieces
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=str)

@@ -211,6 +211,13 @@ def test_temperature_comes_before_top_p():
     torch.testing.assert_close(probs[:, :3], expected)
 
 
+def test_temperature_keeps_nearly_tied_tokens_apart():
+    # 5 - 1e-9 is 5 in float32: measured from the largest, the other two would be tied
+    logits = torch.tensor([[5.0, 1e-9, 0.0]])
+    probs = probabilities(logits, SamplingConfig(temperature=0.7, top_k=2))
+    assert (probs > 0).tolist() == [[True, True, False]]
+
+
 def test_what_top_k_leaves_is_made_a_distribution_before_top_p():
     # of all, the two likeliest have 0.6 of the probability; of the three kept, 0.75
     logits = torch.tensor([[0.4, 0.2, 0.2, 0.1, 0.1]]).log()
