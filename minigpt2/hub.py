@@ -124,7 +124,7 @@ def model_folder(source: str | Path, revision: str | None = None) -> Path:
         cached = _cached(TWINS[repo], revision)
     if cached and (COMMIT.fullmatch(revision) or constants.HF_HUB_OFFLINE):
         return cached
-    missing = f"and {repo} is not in the cache {constants.HF_HUB_CACHE} as a whole"
+    missing = f"and {repo} is not in the cache {constants.HF_HUB_CACHE} nor a folder here"
     if constants.HF_HUB_OFFLINE:
         raise NotFoundError(f"HF_HUB_OFFLINE is set {missing}: unset it or pass a local folder")
     try:
