@@ -41,7 +41,11 @@ def main(options: TrainOptions) -> int:
         options.data, tokenizer, val_paths=options.val_data, val_fraction=options.val_fraction
     )
     plan = settle(
-        options.training, model.config, preset=options.preset, n_tokens=len(corpus.train.tokens)
+        options.training,
+        model.config,
+        preset=options.preset,
+        n_tokens=len(corpus.train.tokens),
+        device=device,
     )
     facts = {
         "--data": corpus.identity,

@@ -77,9 +77,8 @@ class TrainConfig:
     batch_size: int | None = None
     """Sequences per optimizer step; never changes by itself. None: nano 16, otherwise 8."""
     micro_batch_size: int | None = None
-    """Sequences computed at once, the rest is accumulated. None: as many as keep the logits
-    below 1 GiB.
-    """
+    """Sequences computed at once, the rest is accumulated. None: as many as keep the logits below
+    256 MiB, on CUDA below 2 GiB."""
     block_size: int | None = None
     """Tokens per sequence. None: the model's context."""
     learning_rate: float | None = None
