@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -194,13 +194,40 @@ def save_tensors(
         ends = {name: config[name] for name in ("bos_token_id", "eos_token_id") if name in config}
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", ends)
-    replace_file(folder / WEIGHTS, lambda path: _save_file(tensors, path))
+    write_tensors(folder / WEIGHTS, tensors)
 
 
-def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors on any device, and text beside them, into one safetensors file; an existing one
+    is replaced in one step.
+
+    Raises OSError when the disk does not take it.
+    """
+    on_cpu = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
+    replace_file(path, lambda temporary: _save_file(on_cpu, temporary, metadata or {}))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, and the text that was written beside them.
+
+    Raises NotFoundError, or InputError for a damaged file.
+    """
+    if not path.is_file():
+        raise NotFoundError(f"{path} does not exist: is {path.parent} complete?")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+            return tensors, file.metadata() or {}
+    except (SafetensorError, OSError) as problem:
+        raise InputError(f"{path} is damaged ({describe(path)}): {problem}") from problem
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     try:
         # transformers refuses a file that does not say which framework's layout it has
-        save_file(tensors, path, metadata={"format": "pt"})
+        save_file(tensors, path, metadata={"format": "pt", **metadata})
     except SafetensorError as problem:
         raise OSError(f"{path.parent} could not take the weights: {problem}") from problem
 

@@ -10,12 +10,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 GROUND = {"errors", "options", "files"}  # plain Python that every floor stands on
 FLOORS = [
-    {"cache", "sampling", "hub", "corpus", "precision"},
-    {"tokenizer", "weights", "batches", "optim"},
+    {"cache", "sampling", "hub", "corpus", "precision", "loss", "distributed"},
+    {"tokenizer", "weights", "batches", "optim", "lora"},
     {"model"},
-    {"generate", "evaluate", "checkpoint"},
+    {"generate", "evaluate", "checkpoint", "diagnose", "memory"},
     {"training"},
-    {"report", "progress"},
+    {"report", "progress", "card"},
     {"console", "__init__"},
 ]
 HOMES = {

@@ -520,3 +520,23 @@ def test_a_loaded_model_does_not_depend_on_its_files(folder, tensors):
         before = model(idx)
         (path / "model.safetensors").write_bytes(b"")
         assert torch.equal(model(idx), before)
+
+
+def test_written_tensors_and_their_text_come_back_from_any_layout(tmp_path):
+    whole = torch.arange(12.0).reshape(3, 4)
+    tensors = {"a": whole, "turned": whole.T, "number": torch.tensor(5.0)}
+    weights.write_tensors(tmp_path / "some.safetensors", tensors, {"base": "the sea"})
+    back, text = weights.read_tensors(tmp_path / "some.safetensors")
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], value) for name, value in tensors.items())
+    assert text["base"] == "the sea"
+
+
+def test_a_missing_or_damaged_tensor_file_is_named(tmp_path):
+    path = tmp_path / "some.safetensors"
+    with pytest.raises(NotFoundError, match=r"some\.safetensors does not exist"):
+        weights.read_tensors(path)
+    for damage in (b"", b"<html>", b"\x10\0\0\0\0\0\0\0{}"):
+        path.write_bytes(damage)
+        with pytest.raises(InputError, match=r"some\.safetensors is damaged"):
+            weights.read_tensors(path)
