@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .corpus import TokenFile
 from .errors import InputError
+from .loss import IGNORE
 
-IGNORE = -100  # torch's ignore_index: a target that is not scored
 Batch = tuple[Tensor, Tensor]
 """idx (B, T) and targets (B, T), int64: the targets are the tokens that follow idx, or IGNORE."""
 
@@ -55,14 +55,26 @@ class Batches:
         rows = np.empty((self._batch_size, self._block_size + 1), np.int64)
         n_scored = np.empty((self._batch_size, 1), np.int64)
         for row in range(self._batch_size):
-            sample = step * self._batch_size + row
-            epoch, position = divmod(sample, self.windows_per_epoch)
-            offset, order = self._plan_of(epoch)
-            first = int(order[position]) * self._block_size
+            offset, first = self._window(step * self._batch_size + row)
             rows[row] = self._circle(offset + first)
             n_scored[row] = len(self._ids) - first
         targets = np.where(np.arange(self._block_size) < n_scored, rows[:, 1:], IGNORE)
         return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(targets)
+
+    def spans(self, step: int) -> list[tuple[int, int]]:
+        """Where the rows of `at(step)` lie in the text: (start, T) each, in tokens.
+
+        A row whose end is beyond the last token goes on with the first.
+        """
+        samples = range(step * self._batch_size, (step + 1) * self._batch_size)
+        starts = [sum(self._window(sample)) % len(self._ids) for sample in samples]
+        return [(start, self._block_size) for start in starts]
+
+    def _window(self, sample: int) -> tuple[int, int]:
+        """Where the epoch of a sample starts on the circle, and the sample's window after that."""
+        epoch, position = divmod(sample, self.windows_per_epoch)
+        offset, order = self._plan_of(epoch)
+        return offset, int(order[position]) * self._block_size
 
     def _plan_of(self, epoch: int) -> tuple[int, np.ndarray]:
         """Where an epoch starts on the circle, and the order of its windows.

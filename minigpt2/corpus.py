@@ -20,7 +20,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NoReturn, Protocol
 
@@ -31,12 +31,22 @@ from .files import read_json, sync, write_json
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when the same text and options would give other files
+FORMAT = 2  # raise it when the same text and options would give other files
 SUFFIXES = (".txt", ".md", ".rst")
 CHUNK_BYTES = 4 * 2**20
 START_BYTES = 2**16  # what is looked at to tell text from other files
 NOTICE_SECONDS = 10
 REMEDY = "prepare the text again"
+
+DOCUMENT = np.dtype(
+    [
+        ("end", "<i8"),  # the index after its last token in the token file
+        ("row", "<i8"),  # its row in its source, from 1; 0 for a source that is one document
+        ("source", "<i4"),  # its file's index among the files that were prepared
+        ("part", "<i4"),  # an index into PARTS
+    ]
+)
+PARTS = ("", " (first part)", " (last part)")  # where the held-out text begins inside a document
 
 # No piece of GPT-2's pattern has whitespace after anything else, so a text can be cut there.
 LAST_CUT = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)
@@ -75,17 +85,35 @@ class TokenFileInfo:
     vocab_size: int
     tokenizer: str  # its identity
     sha256: str  # of the token file: tells damage, and which tokens these are
+    documents_sha256: str  # of the file that says where documents end
     source: str  # hash of all the text that was prepared
     options: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Document:
+    """One of the texts in a token file, and where its tokens are, end-of-text included."""
+
+    number: int  # from 0, in the order of the token file; empty texts are not there
+    label: str  # its file as the user named it, and which row or part of it
+    start: int
+    end: int
+
+
 @dataclass(frozen=True, eq=False)
 class TokenFile:
-    """Token ids on disk, opened for reading: tokens (N,) uint16 or uint32 are a memory map."""
+    """Token ids on disk, opened for reading: tokens (N,) uint16 or uint32 are a memory map, and so
+    are the documents, DOCUMENT records in their order.
+
+    The same text under other names has the same files, so the names of the sources are not on disk:
+    only `prepare` knows them.
+    """
 
     path: Path
     tokens: np.ndarray
     info: TokenFileInfo
+    documents: np.ndarray
+    sources: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: str | Path) -> TokenFile:
@@ -104,7 +132,30 @@ class TokenFile:
             raise InputError(f"{path} is damaged: {size:,} bytes are not {expected}; {REMEDY}")
         if _checked_sha256(path, info.vocab_size) != info.sha256:
             raise InputError(f"{path} is damaged: its bytes are not those written; {REMEDY}")
-        return cls(path, np.memmap(path, dtype, mode="r"), info)
+        documents = path.with_suffix(".documents")
+        if not documents.is_file() or _sha256(documents) != info.documents_sha256:
+            raise InputError(f"{documents} is missing or damaged; {REMEDY}")
+        tokens, ends = np.memmap(path, dtype, mode="r"), np.memmap(documents, DOCUMENT, mode="r")
+        return cls(path, tokens, info, ends)
+
+    def documents_at(self, positions: Sequence[int] | np.ndarray) -> list[Document]:
+        """The documents that hold these tokens, each once, in the order of the file.
+
+        Takes 8 bytes of memory per document of the file for a moment. Positions are from 0 to N-1.
+        """
+        asked = np.asarray(positions, np.int64)
+        assert not asked.size or 0 <= asked.min() <= asked.max() < len(self.tokens)
+        ends = np.ascontiguousarray(self.documents["end"])
+        numbers = np.unique(np.searchsorted(ends, asked, side="right"))
+        return [self._document(int(number)) for number in numbers]
+
+    def _document(self, number: int) -> Document:
+        record = self.documents[number]
+        start = int(self.documents[number - 1]["end"]) if number else 0
+        label = self.sources[record["source"]] if self.sources else f"document {number}"
+        if self.sources and record["row"]:
+            label += f":row {record['row']}"
+        return Document(number, label + PARTS[record["part"]], start, int(record["end"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,14 +212,16 @@ def prepare(
     cached = _open_cached(folder, has_val)
     if cached is None:
         with _new_folder(folder) as new:
-            ends = _write_tokens(new / "train.bin", train, tokenizer)
+            _write_tokens(new / "train.bin", train, tokenizer)
             if val:
                 _write_tokens(new / "val.bin", val, tokenizer)
             elif share:
-                _move_tail(new, _cut(ends, share), _dtype_for(tokenizer.vocab_size))
+                _hold_out(new, share, _dtype_for(tokenizer.vocab_size))
             for path in new.glob("*.bin"):
                 _describe(path, tokenizer, source, {"val_fraction": share})
     files = cached or _open_files(folder, has_val)
+    names = [tuple(str(source.path) for source in part) for part in (train, val or train)]
+    files = replace(files[0], sources=names[0]), files[1] and replace(files[1], sources=names[1])
     corpus = Corpus(
         *files,
         n_documents=sum(source.characters > 0 for source in train + val),
@@ -297,16 +350,16 @@ def _read_sources(paths: Sequence[str | Path]) -> list[_Source]:
     return sources
 
 
-def _write_tokens(path: Path, sources: Sequence[_Source], tokenizer: TextTokenizer) -> np.ndarray:
-    """Write the ids of documents, each with its end-of-text; return the positions where they end.
+def _write_tokens(path: Path, sources: Sequence[_Source], tokenizer: TextTokenizer) -> None:
+    """Write the ids of documents, each with its end-of-text, and beside them where they end.
 
     Raises InputError for a file that is no longer what it was when it was checked.
     """
-    ends, count, characters = [], 0, 0
+    count, characters = 0, 0
     total = sum(source.characters for source in sources)
     notice_at = time.monotonic() + NOTICE_SECONDS
-    with path.open("wb") as file:
-        for source in sources:
+    with path.open("wb") as file, path.with_suffix(".documents").open("wb") as documents:
+        for number, source in enumerate(sources):
             digest = hashlib.sha256()
             for text in read_text(source.path):
                 digest.update(text.encode())
@@ -319,8 +372,7 @@ def _write_tokens(path: Path, sources: Sequence[_Source], tokenizer: TextTokeniz
                 raise InputError(f"{source.path} changed while it was read: wait until it is done")
             if source.characters:
                 count += _append(file, [tokenizer.eot], tokenizer.vocab_size)
-                ends.append(count)
-    return np.array(ends, np.int64)
+                documents.write(np.array((count, 0, number, 0), DOCUMENT).tobytes())
 
 
 def _append(file: BinaryIO, ids: Sequence[int], vocab_size: int) -> int:
@@ -344,6 +396,22 @@ def _cut(ends: np.ndarray, val_fraction: float) -> int:
     return border if abs(border - (n_tokens - n_val)) <= n_val // 4 else n_tokens - n_val
 
 
+def _hold_out(folder: Path, val_fraction: float, dtype: np.dtype) -> None:
+    """Make val's files of the last part of train's. Takes some 50 bytes of memory per document."""
+    path = folder / "train.documents"
+    documents = np.fromfile(path, DOCUMENT)
+    cut = _cut(documents["end"], val_fraction)
+    _move_tail(folder, cut, dtype)
+    n_whole = int(np.searchsorted(documents["end"], cut, side="right"))
+    train, val = documents[:n_whole], documents[n_whole:].copy()
+    if cut > (train["end"][-1] if n_whole else 0):
+        train = documents[: n_whole + 1]
+        train["end"][-1], train["part"][-1], val["part"][0] = cut, 1, 2
+    val["end"] -= cut
+    path.write_bytes(train.tobytes())
+    (folder / "val.documents").write_bytes(val.tobytes())
+
+
 def _move_tail(folder: Path, cut: int, dtype: np.dtype) -> None:
     """Make val.bin of the ids from `cut` on in train.bin."""
     with (folder / "train.bin").open("r+b") as train, (folder / "val.bin").open("wb") as val:
@@ -353,8 +421,10 @@ def _move_tail(folder: Path, cut: int, dtype: np.dtype) -> None:
 
 
 def _describe(path: Path, tokenizer: TextTokenizer, source: str, options: dict[str, float]) -> None:
-    """Bring a token file to the disk, and write the JSON file beside it."""
+    """Bring a token file and its documents to the disk, and write the JSON file beside them."""
+    documents = path.with_suffix(".documents")
     sync(path)
+    sync(documents)
     dtype = _dtype_for(tokenizer.vocab_size)
     info = TokenFileInfo(
         dtype=dtype.name,
@@ -362,6 +432,7 @@ def _describe(path: Path, tokenizer: TextTokenizer, source: str, options: dict[s
         vocab_size=tokenizer.vocab_size,
         tokenizer=tokenizer.identity,
         sha256=_checked_sha256(path, tokenizer.vocab_size),
+        documents_sha256=_sha256(documents),
         source=source,
         options=options,
     )
@@ -385,6 +456,14 @@ def _checked_sha256(path: Path, vocab_size: int) -> str:
                 )
             digest.update(data)
             index += len(ids)
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(CHUNK_BYTES):
+            digest.update(data)
     return digest.hexdigest()
 
 

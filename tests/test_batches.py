@@ -61,6 +61,20 @@ def test_targets_are_the_tokens_that_follow_on_the_circle(n_tokens, T, batch_siz
 
 
 @quick
+@given(st.integers(2, 200), sizes, st.integers(1, 7), seeds, st.integers(0, 50))
+def test_spans_are_where_the_rows_lie(n_tokens, T, batch_size, seed, step):
+    assume(n_tokens > T)
+    text = numbers(n_tokens) * 3
+    batches = Batches(text, block_size=T, batch_size=batch_size, seed=seed)
+    spans = batches.spans(step)
+    assert [length for _, length in spans] == [T] * batch_size
+    assert all(0 <= start < n_tokens for start, _ in spans)
+    twice = np.concatenate([text, text])  # a row may go on beyond the last token
+    rows = [twice[start : start + length].tolist() for start, length in spans]
+    assert rows == batches.at(step)[0].tolist()
+
+
+@quick
 @given(st.integers(2, 200), sizes, seeds, st.randoms())
 def test_a_batch_depends_on_seed_and_step_alone(n_tokens, T, seed, shuffler):
     assume(n_tokens > T)

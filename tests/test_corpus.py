@@ -14,6 +14,7 @@ import textwrap
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -361,6 +362,79 @@ def test_training_and_held_out_ids_are_the_whole_stream(contents, chunk_bytes, v
     assert len(val) == share or (train[-1] == tokenizer.eot and abs(len(val) - share) <= share / 4)
 
 
+@quick
+@given(
+    st.lists(st.sampled_from(["", "a", "bc", "the sea ", "x" * 40]), min_size=1).filter(any),
+    st.floats(0, 1, exclude_max=True),
+    st.booleans(),
+)
+@example(["x" * 40], 0.5, False)
+@example(["x" * 40, "", "the sea "], 0.1, False)
+def test_every_token_leads_to_its_document(contents, val_fraction, own_val):
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write(Path(folder), **{f"{n:03}": text for n, text in enumerate(contents)})
+        own = write(Path(folder), val1="", val2="held out", val3="too") if own_val else []
+        options = {"val_fraction": val_fraction, "cache_dir": Path(folder) / "cache"}
+        corpus = prepare(paths, Bytes(), val_paths=own, **options)
+    texts = [(path, text) for path, text in zip(paths, contents) if text]
+    owners = [path for path, text in texts for _ in stream_of([text], Bytes())]
+    n_train = len(corpus.train.tokens)
+    n_part = len(owners) - n_train
+    cut = None if own_val or not n_part else owners[n_train - 1]
+    if cut and cut != owners[n_train]:
+        cut = None
+    check_documents(corpus.train, owners[:n_train], cut, "first part")
+    if own_val:
+        check_documents(corpus.val, [own[1]] * 9 + [own[2]] * 4, None, "")
+    elif n_part:
+        check_documents(corpus.val, owners[n_train:], cut, "last part")
+
+
+def check_documents(file, owners, cut, part):
+    """`owners` has the path that each token came from; of `cut` only a part is here."""
+    in_order = list(dict.fromkeys(owners))
+    for position, owner in enumerate(owners):
+        (document,) = file.documents_at([position])
+        assert document.number == in_order.index(owner)
+        assert document.label == (f"{owner} ({part})" if owner == cut else str(owner))
+        assert document.start == owners.index(owner)
+        assert document.end - document.start == owners.count(owner)
+    documents = file.documents_at(range(len(owners))[::-1])
+    assert [document.number for document in documents] == [*range(len(in_order))]
+
+
+def test_documents_have_the_names_that_the_user_gave_now(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, a="one", b="two")
+    (tmp_path / "new").mkdir()
+    write(tmp_path / "new", q="one", r="two")
+    options = {"val_fraction": 0, "cache_dir": tmp_path / "cache"}
+    old = prepare(["a.txt", "b.txt"], Bytes(), **options).train
+    new = prepare(["new"], Forbidden(), **options).train
+    assert new.path == old.path
+    assert [document.label for document in old.documents_at([3, 4])] == ["a.txt", "b.txt"]
+    assert [document.label for document in new.documents_at([3, 4])] == [
+        str(Path("new", "q.txt")),
+        str(Path("new", "r.txt")),
+    ]
+    alone = TokenFile.open(old.path)
+    assert [document.label for document in alone.documents_at([3, 4])] == [
+        "document 0",
+        "document 1",
+    ]
+
+
+def test_a_row_of_a_file_is_named_with_it(tmp_path):
+    paths = write(tmp_path, a="one", b="two")
+    file = prepare(paths, Bytes(), val_fraction=0, cache_dir=tmp_path / "cache").train
+    rows = np.array([(3, 1, 1, 0), (8, 17, 1, 1)], module.DOCUMENT)
+    first, second = replace(file, documents=rows).documents_at([0, 7])
+    assert (first.label, second.label) == (
+        f"{paths[1]}:row 1",
+        f"{paths[1]}:row 17 (first part)",
+    )
+
+
 @pytest.mark.parametrize(
     ("lengths", "val_fraction", "n_val"),
     [
@@ -477,6 +551,9 @@ def test_the_json_beside_a_token_file_says_what_it_is(tmp_path):
             "vocab_size": 257,
             "tokenizer": "bytes",
             "sha256": hashlib.sha256(file.path.read_bytes()).hexdigest(),
+            "documents_sha256": hashlib.sha256(
+                file.path.with_suffix(".documents").read_bytes()
+            ).hexdigest(),
             "source": corpus.train.info.source,
             "options": {"val_fraction": 0.5},
         }
@@ -623,6 +700,14 @@ def damage_bad_json(path):
     path.with_suffix(".json").write_text("{")
 
 
+def damage_no_documents(path):
+    path.with_suffix(".documents").unlink()
+
+
+def damage_documents(path):
+    path.with_suffix(".documents").write_bytes(bytes(24))
+
+
 def change_json(**values):
     def change(path):
         stored = json.loads(path.with_suffix(".json").read_text())
@@ -657,6 +742,8 @@ DAMAGES = [
     (change_json(vocab_size=100), "id 1[0-9][0-9] at index 0 is outside the vocabulary of 100"),
     (change_json(more=1), r"\.json is missing or does not describe a token file"),
     (both_empty, "is damaged"),
+    (damage_no_documents, r"\.documents is missing or damaged"),
+    (damage_documents, r"\.documents is missing or damaged"),
 ]
 
 

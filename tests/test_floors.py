@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GROUND = {"errors", "options", "files"}  # plain Python that every floor stands on
+GROUND = {"errors", "options", "files", "interrupt"}  # plain Python that every floor stands on
 FLOORS = [
-    {"cache", "sampling", "hub", "corpus", "precision", "loss", "distributed"},
-    {"tokenizer", "weights", "batches", "optim", "lora"},
+    {"cache", "sampling", "hub", "corpus", "precision", "loss"},
+    {"distributed"},
+    {"tokenizer", "weights", "batches", "optim"},
+    {"lora"},
     {"model"},
-    {"generate", "evaluate", "checkpoint", "diagnose", "memory"},
-    {"training"},
-    {"report", "progress", "card"},
+    {"generate", "evaluate", "checkpoint", "diagnose", "memory", "blocks", "plan"},
+    {"training", "record"},
+    {"progress"},
+    {"card"},
+    {"report"},
     {"console", "__init__"},
 ]
 HOMES = {
@@ -23,6 +27,7 @@ HOMES = {
     "huggingface_hub": {"hub"},
     "safetensors": {"weights"},
     "einops": {"model"},
+    "filelock": {"checkpoint"},
     "tyro": {"console"},
     "matplotlib": {"report"},
     "tqdm": {"progress"},
