@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from . import hub, weights
+from . import hub, lora, weights
 from .cache import KVCache, LayerCache
 from .errors import InputError
 
@@ -311,12 +311,18 @@ class GPT2(nn.Module):
     ) -> GPT2:
         """Load a Hub id, a Hugging Face folder or a run folder, ready to use (in evaluation mode).
 
-        Float32 on the CPU unless `dtype` and `device` say otherwise, whatever the file holds.
+        Float32 on the CPU unless `dtype` and `device` say otherwise, whatever the file holds. LoRA
+        adapters are folded into their base.
         Raises InputError for what is missing, left over, of the wrong shape or not supported:
         nothing is ever ignored silently.
         """
-        model, files = skeleton(hub.model_folder(source, revision))
-        weights.fill(model, files, device=device or "cpu", dtype=dtype or torch.float32)
+        folder, dtype = hub.model_folder(source, revision), dtype or torch.float32
+        if lora.is_adapter(folder):
+            wide = torch.promote_types(dtype, torch.float32)  # rounded once, after folding
+            base = cls.from_pretrained(lora.base_folder(folder), device=device, dtype=wide)
+            return lora.fold(base, folder).to(dtype)
+        model, files = skeleton(folder)
+        weights.fill(model, files, device=device or "cpu", dtype=dtype)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
