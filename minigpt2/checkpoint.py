@@ -2,32 +2,42 @@
 to go on.
 
     config.json model.safetensors vocab.json ...      the best weights so far
-    checkpoints/step-000200/                          the newest weights, optimizer, state.json
-    metrics.jsonl  samples.txt  loss.png  loss.svg    what happened
+    checkpoints/step-000200/                          weights, optimizer.safetensors, state.json
+    metrics.jsonl  samples.jsonl  run.json            what happened
+    run.lock                                          held by the process that trains
 
-A checkpoint is written under another name and renamed when it is whole, so a folder called step-...
-is complete. Knows folders and files, nothing of the training loop.
+A checkpoint is written under another name, brought to the disk, sealed with a manifest of sizes and
+SHA-256, and renamed; only then do older ones go. Whatever kills the process, a whole checkpoint is
+there. Knows folders and files, nothing of the training loop.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
 
 from .errors import InputError, NotFoundError
-from .files import describe, read_json, sync, write_json
-from .model import GPT2
-from .precision import Precision
-from .tokenizer import Tokenizer
+from .files import read_json, remove_leftovers, sync, write_json, write_text
+from .weights import read_tensors, write_tensors
 
+logger = logging.getLogger(__name__)
+
+KEEP = 2  # checkpoints: when the newest is damaged, there is another
 STEP = re.compile(r"step-(\d{6,})")
+MANIFEST, STATE, OPTIMIZER = "manifest.json", "state.json", "optimizer.safetensors"
+HASHED_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,15 @@ class TrainState:
     best_step: int = 0
     best_val_loss: float | None = None
     evaluations_without_gain: int = 0
+    first_val_loss: float | None = None  # of the weights the run began with
+    micro_batch_size: int = 0  # sequences computed at once; 0 is not decided yet
+    unjudged: dict[str, Any] | None = None  # what a step measured whose evaluation is still to come
+    n_skipped: int = 0  # steps that float16 overflow skipped
+    skipped_in_a_row: int = 0
+
+    def ended(self, max_steps: int) -> bool:
+        """Whether a run of so many steps has nothing left to do."""
+        return self.step >= max_steps and self.unjudged is None
 
 
 @dataclass(frozen=True)
@@ -46,6 +65,25 @@ class Checkpoint:
 
     path: Path
     state: TrainState
+    scaler: dict[str, Any]
+    facts: dict[str, Any]
+    settings: dict[str, Any]
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """What the optimizer remembered, by name."""
+        return read_tensors(self.path / OPTIMIZER)[0]
+
+    def require(self, facts: Mapping[str, object]) -> None:
+        """Raise InputError unless the run was made with the data, tokenizer, model and batches that
+        `facts` says.
+        """
+        for name, value in facts.items():
+            before = self.facts.get(name)
+            if before != value:
+                raise InputError(
+                    f"--resume: {name} was {before} in {self.path} and is {value} now; "
+                    "give the run's own settings or choose another --out"
+                )
 
 
 @dataclass(frozen=True)
@@ -53,36 +91,41 @@ class RunFolder:
     """A folder that holds one training run."""
 
     path: Path
+    _lock: FileLock | None = field(default=None, repr=False, compare=False)
+    _failing: set[Path] = field(default_factory=set, repr=False, compare=False)
 
     @classmethod
     def claim(cls, path: Path, *, resume: bool) -> RunFolder:
-        """Make or reopen a run folder, before anything expensive happens.
+        """Make or reopen a run folder for this process alone, before anything expensive happens,
+        and remove what killed processes left half-written.
 
-        Raises InputError when it is a file, cannot be written, or holds another run that is not to
-        be resumed.
+        The claim ends with `release`, with the `with` block, or with the process, however that
+        ends. Raises InputError when the folder is a file, cannot be written, is in use, or holds
+        another run that is not to be resumed; NotFoundError when there is nothing to resume.
         """
-        if path.exists() and not path.is_dir():
-            raise InputError(f"--out is {path}, which is a file: name a folder")
+        _make_folder(path)
+        run = cls(path, _locked(path))
         try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise InputError(
-                f"--out {path} cannot be made: {problem.strerror}; choose another folder"
-            ) from problem
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise InputError(
-                f"--out {path} cannot be written: change its permissions or choose another folder"
-            )
-        run = cls(path)
-        if resume and not run.checkpoints():
-            raise NotFoundError(
-                f"--resume: {path} holds no checkpoint; check --out, or start without --resume"
-            )
-        if not resume and (run.checkpoints() or (path / "config.json").exists()):
-            raise InputError(
-                f"--out {path} already holds a run or a model: add --resume or choose another --out"
-            )
+            remove_leftovers(path)
+            for folder in run._step_folders(suffix=".tmp"):
+                shutil.rmtree(folder)
+            run._check_contents(resume)
+        except BaseException:
+            run.release()
+            raise
         return run
+
+    def release(self) -> None:
+        """Let other processes have the folder."""
+        if self._lock is not None:
+            (self.path / "run.owner").unlink(missing_ok=True)
+            self._lock.release()
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.release()
 
     @property
     def metrics_path(self) -> Path:
@@ -91,99 +134,276 @@ class RunFolder:
 
     @property
     def samples_path(self) -> Path:
-        """What the model wrote at each evaluation."""
-        return self.path / "samples.txt"
+        """One JSON object per line: what the model wrote at each evaluation."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def info_path(self) -> Path:
+        """What the run was started with."""
+        return self.path / "run.json"
 
     def checkpoints(self) -> list[Path]:
-        """Complete checkpoints, newest first."""
-        folder = self.path / "checkpoints"
-        found = (
-            [path for path in folder.iterdir() if STEP.fullmatch(path.name)]
-            if folder.is_dir()
-            else []
-        )
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
-
-    def save_best(self, model: GPT2, tokenizer: Tokenizer) -> None:
-        """Make these the weights the folder stands for."""
-        model.save_pretrained(self.path, tokenizer)
+        """Checkpoints that have a manifest, newest first: the highest step, whatever clocks say."""
+        return [path for path in self._step_folders() if (path / MANIFEST).is_file()]
 
     def save_checkpoint(
         self,
         state: TrainState,
-        model: GPT2,
-        optimizer: torch.optim.Optimizer,
-        precision: Precision,
+        *,
+        write_weights: Callable[[Path], None],
+        optimizer: Mapping[str, Tensor],
+        scaler: Mapping[str, object],
         facts: Mapping[str, object],
+        settings: Mapping[str, object],
     ) -> None:
-        """Write the newest step, then drop older ones: there is a whole checkpoint at every
-        moment.
+        """Write the newest step, then drop all but one of the older ones.
+
+        `write_weights` fills a folder. Raises InputError when the disk does not take it, with the
+        checkpoints before as they were.
         """
         final = self.path / "checkpoints" / f"step-{state.step:06d}"
         temporary = final.with_name(final.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        model.save_pretrained(temporary)
-        tensors = {"optimizer": optimizer.state_dict(), "scaler": precision.scaler.state_dict()}
-        torch.save(tensors, temporary / "training.pt")
-        sync(temporary / "training.pt")
-        write_json(temporary / "state.json", {"state": asdict(state), "facts": dict(facts)})
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        sync(final.parent)
-        for older in self.checkpoints():
-            if older != final:
-                shutil.rmtree(older)
-
-    def newest(self, facts: Mapping[str, object]) -> Checkpoint:
-        """The newest checkpoint.
-
-        Raises InputError when the run was made with other data, tokenizer, model or batches than
-        `facts` says.
-        """
-        newest = self.checkpoints()[0]
-        stored = read_json(newest / "state.json")
-        for name, value in facts.items():
-            before = stored["facts"].get(name)
-            if before != value:
-                raise InputError(
-                    f"--resume: {name} was {before} in {self.path} and is {value} now; "
-                    "give the run's own settings or choose another --out"
-                )
-        return Checkpoint(newest, TrainState(**stored["state"]))
-
-    def load_training(
-        self, checkpoint: Path, optimizer: torch.optim.Optimizer, precision: Precision
-    ) -> None:
-        """Put optimizer and scaler where the checkpoint left them."""
-        path = checkpoint / "training.pt"
+        needed = self._bytes_needed(optimizer)
         try:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-            optimizer.load_state_dict(tensors["optimizer"])
-            precision.scaler.load_state_dict(tensors["scaler"])
-        except Exception as problem:  # torch.load alone raises six types for damaged files
-            raise InputError(
-                f"{path} is damaged ({describe(path)}): remove {checkpoint} and resume"
-            ) from problem
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            if shutil.disk_usage(temporary).free < 1.1 * needed:
+                raise OSError(28, "No space left on device")
+            write_weights(temporary)
+            write_tensors(temporary / OPTIMIZER, optimizer)
+            described = {"state": asdict(state), "scaler": dict(scaler)}
+            write_json(
+                temporary / STATE, {**described, "facts": dict(facts), "settings": dict(settings)}
+            )
+            _seal(temporary)
+            for log in (self.metrics_path, self.samples_path):
+                if log.exists():
+                    sync(log)
+            _put_in_place(temporary, final)
+        except OSError as problem:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise InputError(self._why_not_saved(state.step, needed, problem)) from problem
+        self._prune(final)
+
+    def newest(self) -> Checkpoint:
+        """The newest checkpoint that is whole; damaged ones are named in a warning.
+
+        Raises NotFoundError when there is none.
+        """
+        problems = []
+        for path in self._step_folders():
+            problem = _damage(path)
+            if problem is None:
+                stored = read_json(path / STATE)
+                if problems:
+                    logger.warning("%s: going on from %s", "; ".join(problems), path)
+                state = TrainState(**stored.pop("state"))
+                return Checkpoint(path, state, **stored)
+            problems.append(f"{path} is damaged ({problem})")
+        found = "; ".join(problems) or f"{self.path} holds no checkpoint"
+        raise NotFoundError(f"--resume: {found}; start without --resume in another --out")
 
     def log(self, metrics: Mapping[str, object]) -> None:
-        """Append one line to metrics.jsonl."""
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
-
-    def read_metrics(self) -> list[dict]:
-        """All lines of metrics.jsonl; a last line cut off by a crash is left out."""
-        if not self.metrics_path.exists():
-            return []
-        lines = self.metrics_path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
-
-    def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps that a resumed run is about to repeat."""
-        kept = [json.dumps(line) + "\n" for line in self.read_metrics() if line["step"] <= step]
-        self.metrics_path.write_text("".join(kept), encoding="utf-8")
+        """Append one line to metrics.jsonl; where that fails, say so once and go on."""
+        self._append(self.metrics_path, metrics)
 
     def log_sample(self, step: int, prompt: str, text: str) -> None:
-        """Append what the model wrote at this step to samples.txt."""
-        with self.samples_path.open("a", encoding="utf-8") as file:
-            file.write(f"=== step {step}\n{prompt}{text}\n\n")
+        """Append what the model wrote at this step to samples.jsonl, as `log` does."""
+        self._append(self.samples_path, {"step": step, "prompt": prompt, "text": text})
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl, but those that a crash or a full disk cut off."""
+        return _read_lines(self.metrics_path)
+
+    def read_samples(self) -> list[dict[str, Any]]:
+        """All lines of samples.jsonl, but those that a crash or a full disk cut off."""
+        return _read_lines(self.samples_path)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of steps that a resumed run is about to repeat."""
+        for path in (self.metrics_path, self.samples_path):
+            if path.exists():
+                kept = [line for line in _read_lines(path) if line.get("step", 0) <= step]
+                write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def write_info(self, info: Mapping[str, object]) -> None:
+        """Keep what the run was started with in run.json."""
+        write_json(self.info_path, dict(info))
+
+    def read_info(self) -> dict[str, Any]:
+        """What run.json says; nothing where it is missing or damaged."""
+        try:
+            return read_json(self.info_path)
+        except InputError:
+            return {}
+
+    def _step_folders(self, suffix: str = "") -> list[Path]:
+        """The folders called step-... in checkpoints/, the highest step first."""
+        folder, found = self.path / "checkpoints", []
+        for path in folder.iterdir() if folder.is_dir() else ():
+            match = STEP.match(path.name)
+            if match and path.name[match.end() :] == suffix:
+                found.append((int(match[1]), path))
+        return [path for _, path in sorted(found, reverse=True)]
+
+    def _check_contents(self, resume: bool) -> None:
+        died_early = self.metrics_path.exists() or self.info_path.exists()
+        if resume and not self._step_folders():
+            if not died_early:
+                raise NotFoundError(
+                    f"--resume: {self.path} holds no checkpoint; check --out, or start without "
+                    "--resume"
+                )
+            logger.info("%s was stopped before its first checkpoint: starting at step 0", self.path)
+        if not resume and (
+            self._step_folders() or died_early or (self.path / "config.json").exists()
+        ):
+            raise InputError(
+                f"--out {self.path} already holds a run or a model: add --resume or choose another "
+                "--out"
+            )
+
+    def _bytes_needed(self, optimizer: Mapping[str, Tensor]) -> int:
+        """About what a checkpoint takes: the weights of the one before, and the optimizer's."""
+        before = [path for folder in self.checkpoints()[:1] for path in folder.iterdir()]
+        weights = sum(path.stat().st_size for path in before if path.name != OPTIMIZER)
+        return weights + sum(value.nbytes for value in optimizer.values())
+
+    def _why_not_saved(self, step: int, needed: int, problem: OSError) -> str:
+        saved = self.checkpoints()
+        kept = f"{saved[0]} is intact" if saved else "there is no checkpoint yet"
+        free = shutil.disk_usage(self.path).free
+        room = f"{needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free"
+        return (
+            f"step {step} could not be saved in {self.path}: {problem.strerror or problem} "
+            f"({room}); {kept}; make room and go on with --resume"
+        )
+
+    def _prune(self, newest: Path) -> None:
+        """Drop old checkpoints, and those of a later step: a run only goes back before damage."""
+        step = int(newest.name.removeprefix("step-"))
+        older = [path for path in self._step_folders() if _step_of(path) < step]
+        later = [path for path in self._step_folders() if _step_of(path) > step]
+        for path in older[KEEP - 1 :] + later:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _append(self, path: Path, line: Mapping[str, object]) -> None:
+        try:
+            _append_line(path, json.dumps(line).encode())
+            self._failing.discard(path)
+        except OSError as problem:
+            if path not in self._failing:
+                logger.warning(
+                    "%s cannot be written (%s): training goes on", path, problem.strerror
+                )
+            self._failing.add(path)
+
+
+def _make_folder(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--out is {path}, which is a file: name a folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise InputError(
+            f"--out {path} cannot be made: {problem.strerror}; choose another folder"
+        ) from problem
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(
+            f"--out {path} cannot be written: change its permissions or choose another folder"
+        )
+
+
+def _locked(path: Path) -> FileLock:
+    """A lock on a run folder, which the kernel takes back when the process dies."""
+    lock, owner = FileLock(path / "run.lock", timeout=0), path / "run.owner"
+    try:
+        lock.acquire()
+    except Timeout:
+        who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+        raise InputError(
+            f"--out {path} is in use by {who}: wait for it, stop it, or choose another --out"
+        ) from None
+    except OSError as problem:
+        raise InputError(f"--out {path} cannot be locked: {problem.strerror}") from problem
+    write_text(owner, f"process {os.getpid()} on {socket.gethostname()}")
+    return lock
+
+
+def _seal(folder: Path) -> None:
+    """Bring all files of a folder to the disk, and after them a manifest that describes them."""
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        sync(path)
+        size, digest = path.stat().st_size, _sha256(path)
+        files[path.relative_to(folder).as_posix()] = {"size": size, "sha256": digest}
+    write_json(folder / MANIFEST, {"files": files})
+    sync(folder)
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Give a whole checkpoint its name; one that has it already was too damaged to go on from."""
+    if final.exists():
+        replaced = final.with_name(final.name + ".replaced.tmp")
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+        temporary.rename(final)
+        shutil.rmtree(replaced)
+    else:
+        temporary.rename(final)
+    sync(final.parent)
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint by its manifest; None if every byte is as it was written."""
+    try:
+        files = read_json(folder / MANIFEST)["files"]
+        for name, expected in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing" if not path.exists() else f"{name} is no file"
+            if path.stat().st_size != expected["size"]:
+                size = path.stat().st_size
+                return f"{name} has {size:,} bytes instead of {expected['size']:,}"
+            if _sha256(path) != expected["sha256"]:
+                return f"{name} is not what was written"
+    except NotFoundError:
+        return f"{MANIFEST} is missing"
+    except (InputError, OSError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is not one"
+    return None if STATE in files else f"{STATE} is missing"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(HASHED_AT_ONCE):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _append_line(path: Path, line: bytes) -> None:
+    """Append a line in one write; where the last one was cut off, begin a new one."""
+    with path.open("a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        torn = size > 0 and file.read(1) != b"\n"
+        data = b"\n" * torn + line + b"\n"
+        if file.write(data) != len(data):
+            raise OSError(28, "No space left on device")
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for text in path.read_bytes().split(b"\n") if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            lines.append(line)
+    return lines

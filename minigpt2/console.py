@@ -36,6 +36,14 @@ class Debuggable(Protocol):
 
 OptionsT = TypeVar("OptionsT", bound=Debuggable)
 POSITIONAL = (tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName)
+OUT_OF_MEMORY = (
+    "out of memory: use a smaller --micro-batch-size (the result stays the same), "
+    "--activation-checkpointing, a shorter --block-size, --lora-rank or a smaller model"
+)
+OTHER_PROCESS = (
+    "another process of this run has ended or cannot be reached: its own message says why; "
+    "the last checkpoint is intact, go on with --resume"
+)
 # each class's fields become flags of their own, without the class's name in front
 PLAIN_FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)
 
@@ -82,11 +90,14 @@ def explain(problem: Exception) -> str | None:
     if isinstance(problem, OSError):
         where = f"{problem.filename}: " if problem.filename else ""
         return f"{where}{problem.strerror or problem}"
-    # torch is not imported here: its out-of-memory errors are known by name and by text
-    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
-        return _out_of_memory()
-    if isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem):
-        return _out_of_memory()
+    # torch is not imported here: its errors are known by name and by text
+    kind, text = type(problem).__name__, str(problem)
+    if isinstance(problem, MemoryError) or kind == "OutOfMemoryError":
+        return OUT_OF_MEMORY
+    if isinstance(problem, RuntimeError) and "can't allocate memory" in text:
+        return OUT_OF_MEMORY
+    if kind.startswith("Dist") or (isinstance(problem, RuntimeError) and "gloo" in text):
+        return OTHER_PROCESS
     return None
 
 
@@ -115,13 +126,6 @@ def printable(text: str, stream: TextIO) -> str:
     if not stream.isatty():
         return text
     return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "\ufffd" for c in text)
-
-
-def _out_of_memory() -> str:
-    return (
-        "out of memory: use a smaller --micro-batch-size (the result stays the same), "
-        "a shorter --block-size or a smaller model"
-    )
 
 
 def _unframed(box: str) -> str:

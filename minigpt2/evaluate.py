@@ -8,40 +8,46 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
-from .batches import IGNORE
-from .model import evaluation_mode
+from .distributed import ALONE, World
+from .loss import IGNORE, summed_loss
+from .model import GPT2, evaluation_mode
 from .precision import Precision
 
 
-def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy summed over the scored targets, in float32: logits (B, T, V), targets (B, T) ->
-    ().
-
-    In bfloat16 the same logits can give 15.375 instead of 15.302.
+class Scorer(nn.Module):
+    """A model and its loss as one module: what is trained on several GPUs goes from ids to a number
+    in one forward pass.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum"
-    )
+
+    def __init__(self, model: GPT2) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, idx: Tensor, targets: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+        """scale times the summed loss in nats of targets (B, T) after idx (B, T) -> ()."""
+        model = self.model
+        head = model.wte if model.config.tie_word_embeddings else model.lm_head
+        return summed_loss(model.hidden(idx), head.weight, targets, scale)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: FSDP would keep its buffers, and training may not use them
 def mean_loss(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: Precision
+    scorer: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    precision: Precision,
+    world: World = ALONE,
 ) -> float:
     """Mean loss per scored token over all batches, in nats; every token weighs the same, however
-    batches are cut.
+    batches are cut and over however many processes.
     """
     total, count = 0.0, 0
-    with evaluation_mode(model):
-        for idx, targets in batches:
-            targets = precision.to_device(targets)
+    with evaluation_mode(scorer):
+        for batch in batches:
+            count += int((batch[1] != IGNORE).sum())
+            idx, targets = (precision.to_device(part) for part in world.share(batch))
             with precision.autocast():
-                logits = model(precision.to_device(idx))
-            total += summed_loss(logits, targets).item()
-            count += int((targets != IGNORE).sum())
+                total += scorer(idx, targets).item()
     assert count, "an evaluation needs at least one scored token"
-    return total / count
+    return sum(world.gather(total)) / count

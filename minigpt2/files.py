@@ -4,11 +4,15 @@ folders, nothing of models.
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from .errors import InputError, NotFoundError
+
+# the names that replace_file's mkstemp and safetensors' save_file give to what they write
+LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp|\.tmp[A-Za-z0-9]{6}")
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -55,6 +59,13 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a JSON {type(value).__name__}, expected an object {{...}}")
     return value
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove from a folder the temporary files of processes that were killed while they wrote."""
+    for path in folder.iterdir():
+        if LEFTOVER.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def describe(path: Path) -> str:

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 NEUTRAL = SamplingConfig()
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: see evaluate.py
 def decode(
     model: GPT2,
     rows: Sequence[Sequence[int]],

@@ -5,13 +5,19 @@ and data.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn as nn
+from torch import Tensor
+
+from .distributed import part_like, whole
+from .errors import InputError
 
 # GPT-2's successors train with these (GPT-3 paper, appendix B, arXiv:2005.14165); torch's 0.999
 # adapts more slowly
 BETAS = (0.9, 0.95)
+STATE = ("step", "exp_avg", "exp_avg_sq")
 FINAL_SHARE = 0.1  # the learning rate ends at this share of its peak
 
 
@@ -31,6 +37,37 @@ def make_optimizer(
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=BETAS, fused=True)
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """What AdamW remembers of each parameter, on the CPU, under names like h.0.ln_1.weight.exp_avg.
+
+    A parameter that was never stepped has nothing. With sharded parameters every process must ask.
+    """
+    return {
+        f"{name}.{key}": whole(value).to("cpu")
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_tensors(
+    model: nn.Module, optimizer: torch.optim.AdamW, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` gave, whatever device and processes it came from.
+
+    Raises InputError when the names or shapes are not this model's.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for full_name, value in tensors.items():
+        name, _, key = full_name.rpartition(".")
+        if key not in STATE or name not in trained or value.shape not in ((), trained[name].shape):
+            raise InputError(
+                f"the optimizer state holds {full_name}, which this model does not have"
+            )
+        parameter = trained[name]
+        placed = value.to(parameter.device) if key == "step" else part_like(value, parameter)
+        optimizer.state[parameter][key] = placed
 
 
 def lr_at(step: int, *, peak: float, warmup_steps: int, max_steps: int) -> float:

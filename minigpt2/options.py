@@ -63,6 +63,7 @@ RECIPES = {
     "nano": Recipe(batch_size=16, learning_rate=2e-3, max_steps=800),
     "from-scratch": Recipe(learning_rate=6e-4),
     "fine-tune": Recipe(),
+    "lora": Recipe(learning_rate=2e-4),  # LoRA paper (arXiv:2106.09685), table 11, for GPT-2
 }
 
 
@@ -77,12 +78,12 @@ class TrainConfig:
     batch_size: int | None = None
     """Sequences per optimizer step; never changes by itself. None: nano 16, otherwise 8."""
     micro_batch_size: int | None = None
-    """Sequences computed at once, the rest is accumulated. None: as many as keep the logits below
-    256 MiB, on CUDA below 2 GiB."""
+    """Sequences computed at once, the rest is accumulated. None: as many as fit into memory; halved
+    when it runs out all the same."""
     block_size: int | None = None
     """Tokens per sequence. None: the model's context."""
     learning_rate: float | None = None
-    """Peak learning rate. None: nano 2e-3, other presets 6e-4, fine-tuning 5e-5."""
+    """Peak learning rate. None: nano 2e-3, other presets 6e-4, fine-tuning 5e-5, LoRA 2e-4."""
     warmup_steps: int | None = None
     """Steps over which the learning rate rises from 0. None: a twentieth of the run."""
     weight_decay: float = 0.1
@@ -155,6 +156,20 @@ class TrainOptions:
     """
     compile: bool = False
     """Compile the model with torch.compile; falls back to plain PyTorch where that fails."""
+    activation_checkpointing: bool = False
+    """Compute each block twice instead of remembering what is inside: a third slower, much less
+    memory, the same numbers."""
+    lora_rank: int = 0
+    """Train small adapters of this rank (LoRA) and leave GPT-2's own weights alone; 0 trains all
+    weights."""
+    lora_alpha: float | None = None
+    """Strength of the adapters. None: twice the rank."""
+    merge_lora: bool = False
+    """Also write the model with its best adapters folded in, to OUT/merged."""
+    fsdp: bool = False
+    """With torchrun: give each process a part of the weights instead of a copy."""
+    tensorboard: bool = False
+    """Also log to OUT/tensorboard; needs pip install tensorboard."""
     debug: bool = False
     """Show the full traceback of an error."""
     training: TrainConfig = field(default_factory=TrainConfig)
@@ -164,6 +179,18 @@ class TrainOptions:
             raise InputError("--data is empty: name at least one file, folder or glob of text")
         _check(self, "val_fraction", 0 <= self.val_fraction < 1, "from 0 to below 1")
         _check(self, "dropout", self.dropout is None or 0 <= self.dropout < 1, "from 0 to below 1")
+        _check(self, "lora_rank", self.lora_rank >= 0, "0 (off) or more")
+        alpha = self.lora_alpha
+        _check(self, "lora_alpha", alpha is None or 0 < alpha < float("inf"), "above 0")
+        for name in ("lora_alpha", "merge_lora"):
+            if getattr(self, name) and not self.lora_rank:
+                raise InputError(f"{flag(name)} is given without --lora-rank: give a rank, say 8")
+        if self.lora_rank and self.preset:
+            raise InputError(
+                "--lora-rank adapts a trained model, --preset starts without: choose one"
+            )
+        if self.lora_rank and self.fsdp:
+            raise InputError("--lora-rank with --fsdp is not supported: leave out one of them")
 
 
 @dataclass(frozen=True)

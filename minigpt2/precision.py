@@ -9,6 +9,7 @@ scaler.
 from __future__ import annotations
 
 import contextlib
+import gc
 from dataclasses import dataclass, field
 
 import torch
@@ -42,6 +43,13 @@ def pick_device(name: str = "auto") -> torch.device:
     if device.type == "mps" and not has_mps:
         raise InputError("--device is mps, but there is no Apple GPU for PyTorch: use --device cpu")
     return device
+
+
+def describe_device(device: torch.device) -> str:
+    """The device as a person would name it."""
+    if device.type != "cuda":
+        return device.type
+    return f"{device} ({torch.cuda.get_device_name(device)})"
 
 
 def pick_dtype(name: str, device: torch.device, *, training: bool) -> torch.dtype:
@@ -91,8 +99,27 @@ class Precision:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
+    def loss_scale(self) -> Tensor:
+        """What the loss is multiplied by before the backward pass: 1, unless float16 needs more."""
+        return self.scaler.scale(torch.ones((), device=self.device))
+
+    def release_memory(self) -> None:
+        """Give back what the allocator keeps of tensors that are gone."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif self.device.type == "mps":
+            torch.mps.empty_cache()
+
     def to_device(self, batch: Tensor) -> Tensor:
         """Move a batch; to CUDA from pinned memory, so that the copy overlaps with computation."""
         if self.device.type == "cuda":
             return batch.pin_memory().to(self.device, non_blocking=True)
         return batch.to(self.device)
+
+
+def ran_out_of_memory(problem: BaseException) -> bool:
+    """Whether this is the device's memory, or the machine's, having come to its end."""
+    if isinstance(problem, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem)

@@ -4,12 +4,13 @@ come from.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from tqdm import tqdm
+
+from .record import perplexity
 
 
 class Progress:
@@ -48,10 +49,3 @@ def evaluation_line(metrics: Mapping[str, Any]) -> str:
         f"perplexity {perplexity(metrics['val_loss']):,.1f}",
     ]
     return " | ".join(parts)
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss): how many equally likely tokens the model hesitates between; inf beyond float's
-    range.
-    """
-    return math.exp(loss) if loss < 700 else math.inf

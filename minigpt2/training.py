@@ -1,8 +1,8 @@
 """The story of a training run: batches in, weights out, nothing lost on the way.
 
-Everything random in step n depends on (seed, n) alone, the order of the text and dropout alike, so
-a run that is stopped and resumed is the run that was never stopped. Knows nothing of the command
-line and of pictures.
+Everything random in step n depends on (seed, n, row) alone, the order of the text and dropout
+alike, so a run that is stopped and resumed is the run that was never stopped, and two processes
+draw what one would. Knows nothing of the command line and of pictures.
 """
 
 from __future__ import annotations
@@ -10,97 +10,41 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from types import FrameType
-from typing import cast
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 
-from .batches import IGNORE, Batch, Batches, validation_batches
+from . import distributed, memory
+from .batches import Batch, Batches, validation_batches
 from .checkpoint import Checkpoint, RunFolder, TrainState
 from .corpus import Corpus
+from .diagnose import describe, find_nonfinite, report
+from .distributed import ALONE, World
 from .errors import InputError
-from .evaluate import mean_loss, summed_loss
+from .evaluate import mean_loss
+from .files import write_json
 from .generate import complete
-from .model import GPT2, GPT2Config
-from .optim import lr_at, make_optimizer
-from .options import RECIPES, SamplingConfig, TrainConfig
-from .precision import Precision
+from .interrupt import Stopped, stop_on_signals
+from .loss import IGNORE
+from .model import GPT2
+from .optim import load_optimizer_tensors, lr_at, make_optimizer, optimizer_tensors
+from .options import SamplingConfig
+from .plan import Plan
+from .precision import Precision, ran_out_of_memory
 from .tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
-Metrics = dict[str, float | None]
-# Logits of one micro-batch, which with the activations behind them decide its memory: on the CPU
-# one sequence of GPT-2's full window, a peak of 6.4 GB when it trains the 124M model, on CUDA ten.
-MOST_LOGITS = {"cpu": 2**26, "mps": 2**26, "cuda": 2**29}
+Metrics = dict[str, Any]
+MOST_SKIPS = 20  # float16 overflows in a row: its scale has then fallen from 65,536 to 1/16
 SAMPLE = SamplingConfig(temperature=0.8, top_p=0.95)
 SAMPLE_TOKENS = 120
 PROMPT_TOKENS = 12
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A TrainConfig in which everything is decided; see there for what the fields mean."""
-
-    max_steps: int
-    batch_size: int
-    micro_batch_size: int
-    block_size: int
-    learning_rate: float
-    warmup_steps: int
-    weight_decay: float
-    grad_clip: float
-    eval_every: int
-    save_every: int
-    patience: int
-    seed: int
-
-
-def settle(
-    config: TrainConfig,
-    model: GPT2Config,
-    *,
-    preset: str | None,
-    n_tokens: int,
-    device: torch.device,
-) -> Plan:
-    """Decide what was left open, from the recipe, the model, the number of training tokens and
-    the device.
-
-    Raises InputError when block_size is beyond the model's context.
-    """
-    recipe = RECIPES.get(preset or "fine-tune", RECIPES["from-scratch"])
-    block_size = config.block_size or model.block_size
-    if block_size > model.block_size:
-        raise InputError(
-            f"--block-size is {block_size}, the model has {model.block_size} positions"
-        )
-    batch_size = config.batch_size or recipe.batch_size
-    max_steps = config.max_steps or (recipe.max_steps if config.epochs is None else None)
-    if max_steps is None:
-        windows = math.ceil(n_tokens / block_size)
-        max_steps = math.ceil((config.epochs or recipe.epochs) * windows / batch_size)
-    fits = max(1, MOST_LOGITS[device.type] // (block_size * model.vocab_size))
-    eval_every = config.eval_every or max(1, max_steps // 10)
-    return Plan(
-        max_steps=max_steps,
-        batch_size=batch_size,
-        micro_batch_size=min(config.micro_batch_size or fits, batch_size),
-        block_size=block_size,
-        learning_rate=config.learning_rate or recipe.learning_rate,
-        warmup_steps=max_steps // 20 if config.warmup_steps is None else config.warmup_steps,
-        weight_decay=config.weight_decay,
-        grad_clip=config.grad_clip,
-        eval_every=eval_every,
-        save_every=config.save_every or eval_every,
-        patience=config.patience,
-        seed=config.seed,
-    )
 
 
 @dataclass(frozen=True)
@@ -108,59 +52,26 @@ class Job:
     """All that a training run consists of."""
 
     model: GPT2
+    scorer: nn.Module  # Scorer(model), as this run computes it: replicated, sharded or plain
     tokenizer: Tokenizer
     corpus: Corpus
     plan: Plan
     run: RunFolder
     precision: Precision
     facts: Mapping[str, object]  # what a resumed run must have in common with this one
+    write_weights: Callable[[GPT2, Path], None]  # a model folder, or an adapter
+    world: World = ALONE
 
 
 @dataclass(frozen=True)
 class StepStats:
     """What one optimizer step measured."""
 
-    loss: float  # mean over the step's scored tokens, in nats
+    loss: float  # mean over the scored tokens of all micro-batches and processes, in nats
     grad_norm: float  # before clipping
     n_tokens: int
+    micro_batch_size: int  # which fitted into memory
     skipped: bool  # float16 overflowed: the scaler halved its scale and left the weights alone
-
-
-def train_step(
-    model: nn.Module,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    precision: Precision,
-    *,
-    micro_batch_size: int,
-    learning_rate: float,
-    grad_clip: float,
-) -> StepStats:
-    """One optimizer step over idx, targets (B, T), computed micro-batch by micro-batch.
-
-    Each micro-batch's summed loss is divided by the tokens of the whole batch, so the gradient does
-    not depend on how the batch is cut. The order is unscale, clip, step: clipping scaled gradients
-    would clip them to nothing.
-    """
-    n_tokens = int((batch[1] != IGNORE).sum())
-    loss = torch.zeros((), device=precision.device)
-    optimizer.zero_grad(set_to_none=True)
-    for idx, targets in zip(*(part.split(micro_batch_size) for part in batch)):
-        with precision.autocast():
-            logits = model(precision.to_device(idx))
-        part = summed_loss(logits, precision.to_device(targets)) / n_tokens
-        precision.scaler.scale(part).backward()
-        loss += part.detach()
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
-    precision.scaler.unscale_(optimizer)
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip or math.inf)
-    finite = math.isfinite(loss.item()) and math.isfinite(grad_norm.item())
-    if not finite and not precision.scaler.is_enabled():
-        raise NotFiniteError(f"loss {loss.item():.4g}, gradient norm {grad_norm.item():.4g}")
-    precision.scaler.step(optimizer)
-    precision.scaler.update()
-    return StepStats(loss.item(), grad_norm.item(), n_tokens, skipped=not finite)
 
 
 class NotFiniteError(ArithmeticError):
@@ -168,216 +79,361 @@ class NotFiniteError(ArithmeticError):
     step.
     """
 
+    def __init__(self, loss: float, grad_norm: float) -> None:
+        super().__init__(f"loss {loss:.4g}, gradient norm {grad_norm:.4g}")
+        self.loss, self.grad_norm = loss, grad_norm
+
+
+def train_step(
+    scorer: nn.Module,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    *,
+    micro_batch_size: int,
+    learning_rate: float,
+    grad_clip: float,
+    seed: int,
+    world: World = ALONE,
+) -> StepStats:
+    """One optimizer step over idx, targets (B, T) of all processes; `seed` decides its dropout.
+
+    The order is unscale, clip, step: clipping scaled gradients would clip them to nothing. Raises
+    NotFiniteError before the weights change, unless float16 has overflowed, which is no error.
+    """
+    while True:
+        try:
+            loss = accumulate(scorer, batch, precision, micro_batch_size, seed, world)
+            break
+        except Exception as problem:
+            if not ran_out_of_memory(problem) or micro_batch_size == 1 or world.size > 1:
+                raise
+        # after the except block, which keeps the failed frames and all their tensors alive
+        optimizer.zero_grad(set_to_none=True)
+        precision.release_memory()
+        micro_batch_size = math.ceil(micro_batch_size / 2)
+        logger.warning("out of memory: again, with %s sequences at a time", micro_batch_size)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    precision.scaler.unscale_(optimizer)
+    trained = [p for p in scorer.parameters() if p.requires_grad]
+    norm = distributed.whole(nn.utils.clip_grad_norm_(trained, grad_clip or math.inf)).item()
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    if not finite and not precision.scaler.is_enabled():
+        raise NotFiniteError(loss, norm)
+    precision.scaler.step(optimizer)
+    precision.scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return StepStats(loss, norm, _count(batch), micro_batch_size, skipped=not finite)
+
+
+def accumulate(
+    scorer: nn.Module,
+    batch: Batch,
+    precision: Precision,
+    micro_batch_size: int,
+    seed: int,
+    world: World = ALONE,
+) -> float:
+    """Leave the gradient of the batch's mean loss in the parameters, and return that loss.
+
+    Each micro-batch's summed loss is divided by the tokens of the whole batch, so the gradient does
+    not depend on how the batch is cut, nor over how many processes. Micro-batches draw their
+    dropout from the seed and the number of their first row.
+    """
+    parts = [*zip(*(part.split(micro_batch_size) for part in world.share(batch)))]
+    loss_scale = precision.loss_scale()
+    scale = loss_scale * world.size / _count(batch)  # DDP and FSDP take the mean over processes
+    loss = torch.zeros((), device=precision.device)
+    for number, (idx, targets) in enumerate(parts):
+        row = world.rows(len(batch[0])).start + number * micro_batch_size
+        torch.manual_seed(mixed(seed, row))
+        with distributed.gradient_sync(scorer, number == len(parts) - 1):
+            with precision.autocast():
+                part = scorer(precision.to_device(idx), precision.to_device(targets), scale)
+            part.backward()
+        loss += part.detach()
+    return sum(world.gather((loss / loss_scale).item())) / world.size
+
 
 def fit(
     job: Job,
     *,
     start: Checkpoint | None = None,
-    forward: nn.Module | None = None,
     on_step: Callable[[Metrics], None] = lambda metrics: None,
 ) -> TrainState:
     """Train job.model to plan.max_steps, keep the best weights in job.run, and say where it ended.
 
-    `start` is the checkpoint whose weights the model already has; `forward` is the compiled model,
-    if any; `on_step` gets what metrics.jsonl gets. Raises Stopped after a signal, with everything
-    saved, and InputError when the loss is not a number, with the last checkpoint as it was.
+    `start` is the checkpoint whose weights the model already has; `on_step` gets what metrics.jsonl
+    gets. Raises Stopped after a signal, with everything saved, and InputError when the loss is not
+    a number, with the last checkpoint as it was.
     """
-    plan, run, model = job.plan, job.run, job.model if forward is None else forward
+    plan, world, run = job.plan, job.world, job.run
     batches = Batches(
         job.corpus.train, block_size=plan.block_size, batch_size=plan.batch_size, seed=plan.seed
     )
     optimizer = make_optimizer(
         job.model, learning_rate=plan.learning_rate, weight_decay=plan.weight_decay
     )
-    state = saved = TrainState()
+    state = TrainState(unjudged={}) if start is None else start.state
+    state = replace(state, micro_batch_size=plan.micro_batch_size)
     if start is not None:
-        state = saved = start.state
-        run.load_training(start.path, optimizer, job.precision)
-        run.forget_after(state.step)
+        load_optimizer_tensors(job.model, optimizer, start.optimizer_tensors())
+        job.precision.scaler.load_state_dict(start.scaler)
+    if world.is_main:
+        run.forget_after(state.step if state.unjudged is None else state.step - 1)
 
-    def report(metrics: Metrics) -> None:
-        run.log(metrics)
-        on_step(metrics)
+    def publish(metrics: Metrics) -> None:
+        if world.is_main:
+            run.log(metrics)
+            on_step(metrics)
 
-    def save() -> TrainState:
-        run.save_checkpoint(state, job.model, optimizer, job.precision, job.facts)
-        return state
+    with stop_on_signals() as request, _own_randomness(job.precision.device):
 
-    with _stop_on_signals() as stop, _own_randomness(job.precision.device):
+        def asked_to_stop() -> int:
+            return max(world.gather(request.signal_number))
+
+        began = time.perf_counter()
         job.model.train()
+        saved = state
         if start is None:
-            state, metrics = evaluate(job, state)
-            report(metrics)
-        while state.step < plan.max_steps and not stop.signal_number:
-            if plan.patience and state.evaluations_without_gain >= plan.patience:
-                logger.info("no better evaluation in %s: stopping early", plan.patience)
+            save(job, state, optimizer)  # a disk that is full says so before the work begins
+        while True:
+            if state.unjudged is not None:
+                try:
+                    state, metrics = judge(job, state, asked_to_stop)
+                except _Interrupted:
+                    break
+                publish(metrics)
+            impatient = 0 < plan.patience <= state.evaluations_without_gain
+            if state.step >= plan.max_steps or impatient or asked_to_stop():
                 break
-            metrics = _measured_step(job, model, batches.at(state.step), optimizer, state.step)
-            state = replace(state, step=state.step + 1)
+            state, metrics = _next_step(job, batches, optimizer, state)
+            peak = memory.peak(job.precision.device)
+            metrics |= {"memory": peak, "seconds": time.perf_counter() - began}
             if state.step % plan.eval_every == 0 or state.step == plan.max_steps:
-                state, judged = evaluate(job, state)
-                metrics |= judged
-            report(metrics)
+                state = replace(state, unjudged=metrics)
+            else:
+                publish(metrics)
             if state.step % plan.save_every == 0:
-                saved = save()
+                save(job, state, optimizer)
+                saved = state
         if saved != state:
-            save()
-    if stop.signal_number:
-        raise Stopped(stop.signal_number)
+            save(job, state, optimizer)
+        stop = asked_to_stop()
+    if stop and not state.ended(plan.max_steps):
+        raise Stopped(stop)
+    if state.step < plan.max_steps:
+        logger.info("no better evaluation in %s: stopped early", plan.patience)
     return state
 
 
-def _measured_step(
-    job: Job,
-    model: nn.Module,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-) -> Metrics:
-    """Take step number `step`, counted from 0, and say what it measured."""
+def _next_step(
+    job: Job, batches: Batches, optimizer: torch.optim.Optimizer, state: TrainState
+) -> tuple[TrainState, Metrics]:
+    """Take the step after `state`, and say what it measured."""
     began = time.perf_counter()
-    torch.manual_seed(_step_seed(job.plan.seed, step))  # dropout
+    plan, scaler = job.plan, job.precision.scaler
     learning_rate = lr_at(
-        step,
-        peak=job.plan.learning_rate,
-        warmup_steps=job.plan.warmup_steps,
-        max_steps=job.plan.max_steps,
+        state.step,
+        peak=plan.learning_rate,
+        warmup_steps=plan.warmup_steps,
+        max_steps=plan.max_steps,
     )
+    batch, seed = batches.at(state.step), mixed(plan.seed, state.step)
     try:
         stats = train_step(
-            model,
+            job.scorer,
             batch,
             optimizer,
             job.precision,
-            micro_batch_size=job.plan.micro_batch_size,
+            micro_batch_size=state.micro_batch_size,
             learning_rate=learning_rate,
-            grad_clip=job.plan.grad_clip,
+            grad_clip=plan.grad_clip,
+            seed=seed,
+            world=job.world,
         )
     except NotFiniteError as problem:
-        raise InputError(_not_finite_message(problem, step + 1, job.run)) from problem
-    if stats.skipped:
-        logger.warning("step %s was skipped: float16 overflowed, its scale is halved", step + 1)
-    return {
-        "step": step + 1,
+        raise InputError(_diagnosis(job, batches, state, str(problem))) from problem
+    metrics: Metrics = {
+        "step": state.step + 1,
         "loss": stats.loss,
         "lr": learning_rate,
         "grad_norm": None if stats.skipped else stats.grad_norm,  # JSON has no infinity
         "tokens_per_second": stats.n_tokens / (time.perf_counter() - began),
     }
-
-
-def evaluate(job: Job, state: TrainState) -> tuple[TrainState, Metrics]:
-    """Judge the weights on all of the held-out text, keep them if they are the best yet, and let
-    them write.
-
-    Without held-out text the newest weights count as the best. Changes nothing that training
-    depends on.
-    """
-    metrics: Metrics = {"step": state.step}
-    val = job.corpus.val
-    if val is None:
-        state = replace(state, best_step=state.step)
-    else:
-        scored = validation_batches(
-            val, block_size=job.plan.block_size, batch_size=job.plan.micro_batch_size
-        )
-        metrics["val_loss"] = val_loss = mean_loss(job.model, scored, job.precision)
-        if state.best_val_loss is None or val_loss < state.best_val_loss:
-            state = replace(
-                state, best_step=state.step, best_val_loss=val_loss, evaluations_without_gain=0
-            )
-        else:
-            state = replace(state, evaluations_without_gain=state.evaluations_without_gain + 1)
-    if state.best_step == state.step:
-        job.run.save_best(job.model, job.tokenizer)
-    prompt = _sample_prompt(job)
-    (sample,) = complete(
-        job.model,
-        job.tokenizer,
-        [prompt],
-        max_new_tokens=SAMPLE_TOKENS,
-        sampling=SAMPLE,
-        seed=job.plan.seed,
+    state = replace(
+        state,
+        step=state.step + 1,
+        micro_batch_size=stats.micro_batch_size,
+        n_skipped=state.n_skipped + stats.skipped,
+        skipped_in_a_row=state.skipped_in_a_row + 1 if stats.skipped else 0,
     )
-    job.run.log_sample(state.step, prompt, sample.text)
+    if stats.skipped:
+        metrics |= {"skipped": state.n_skipped}
+        logger.warning(
+            "step %s skipped: float16 overflowed, scale %s", state.step, scaler.get_scale()
+        )
+    if state.skipped_in_a_row >= MOST_SKIPS:
+        problem = f"float16 overflowed {MOST_SKIPS} times in a row"
+        before = replace(state, step=state.step - 1)
+        raise InputError(_diagnosis(job, batches, before, problem))
     return state, metrics
 
 
-def compiled(model: GPT2, precision: Precision, plan: Plan) -> nn.Module:
-    """The model through torch.compile, tried on one micro-batch; the plain model, with a notice,
-    where that fails.
+class _Interrupted(Exception):
+    """A signal came during an evaluation, which will be done when the run is resumed."""
+
+
+def judge(
+    job: Job, state: TrainState, asked_to_stop: Callable[[], int]
+) -> tuple[TrainState, Metrics]:
+    """Judge the weights on all of the held-out text, keep them if they are the best yet, and let
+    them write.
+
+    Returns the metrics of the step and its evaluation. Without held-out text the newest weights
+    count as the best. Changes nothing that training depends on.
     """
-    idx = torch.zeros(plan.micro_batch_size, plan.block_size, dtype=torch.int64)
-    try:
-        fast = cast(nn.Module, torch.compile(model))
-        with precision.autocast():
-            fast(precision.to_device(idx)).float().sum().backward()
-    except Exception as problem:  # compilers fail in as many ways as there are machines
-        logger.warning(
-            "torch.compile failed (%s): going on without it",
-            next(iter(str(problem).splitlines()), ""),
+    metrics: Metrics = {"step": state.step, **(state.unjudged or {})}
+    state = replace(state, unjudged=None)
+    plan, val, world = job.plan, job.corpus.val, job.world
+    best = val is None
+    if val is not None:
+        rows = state.micro_batch_size * world.size
+        scored = validation_batches(val, block_size=plan.block_size, batch_size=rows)
+        scored = _until(asked_to_stop, scored)
+        scorer = distributed.unwrapped(job.scorer)
+        metrics["val_loss"] = loss = mean_loss(scorer, scored, job.precision, world)
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the held-out loss at step {state.step} is {loss}: {_advice(job.run)}"
+            )
+        best = state.best_val_loss is None or loss < state.best_val_loss
+        waited = 0 if best else state.evaluations_without_gain + 1
+        state = replace(state, evaluations_without_gain=waited)
+        if state.first_val_loss is None:
+            state = replace(state, first_val_loss=loss)
+        if best:
+            state = replace(state, best_val_loss=loss)
+    if best:
+        state = replace(state, best_step=state.step)
+        weights = _as_one_process(job)
+        if world.is_main:
+            job.write_weights(weights, job.run.path)
+    if world.is_main or distributed.is_sharded(job.model):
+        prompt, text = _sample(job)
+        if world.is_main:
+            job.run.log_sample(state.step, prompt, text)
+    return state, metrics
+
+
+def save(job: Job, state: TrainState, optimizer: torch.optim.AdamW) -> None:
+    """Write a checkpoint from which the run goes on as if it had never stopped."""
+    weights = _as_one_process(job)
+    tensors = optimizer_tensors(job.model, optimizer)
+    if job.world.is_main:
+        job.run.save_checkpoint(
+            state,
+            write_weights=lambda folder: job.write_weights(weights, folder),
+            optimizer=tensors,
+            scaler=job.precision.scaler.state_dict(),
+            facts=job.facts,
+            settings=asdict(job.plan),
         )
-        return model
-    finally:
-        model.zero_grad(set_to_none=True)
-    return fast
 
 
-def _sample_prompt(job: Job) -> str:
+def _until(asked_to_stop: Callable[[], int], batches: Iterator[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        if asked_to_stop():
+            raise _Interrupted
+        yield batch
+
+
+def mixed(seed: int, number: int) -> int:
+    """A seed for the number-th of many things, far from those of its neighbours."""
+    return (seed * 6_364_136_223_846_793_005 + number * 1_442_695_040_888_963_407 + 1) % 2**63
+
+
+def _as_one_process(job: Job) -> GPT2:
+    """The model as one process would have it; with sharded weights a copy on the CPU, and every
+    process must ask for it.
+    """
+    if not distributed.is_sharded(job.model):
+        return job.model
+    distributed.reshard(job.model)
+    with torch.device("meta"):
+        copy = GPT2(job.model.config)
+    for name, parameter in job.model.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        value = nn.Parameter(distributed.whole(parameter.detach()).to("cpu"))
+        setattr(copy.get_submodule(owner), leaf, value)
+    return copy
+
+
+def _sample(job: Job) -> tuple[str, str]:
+    """A prompt from the held-out text, and how the model goes on from it."""
     tokens = job.corpus.train if job.corpus.val is None else job.corpus.val
-    return job.tokenizer.decode(
-        [int(id) for id in tokens.tokens[:PROMPT_TOKENS] if id != job.tokenizer.eot]
-    )
+    start = [int(id) for id in tokens.tokens[:PROMPT_TOKENS] if id != job.tokenizer.eot]
+    prompt = job.tokenizer.decode(start)
+    # texts of growing length would be compiled again and again
+    with torch.compiler.set_stance("force_eager"):
+        (sample,) = complete(
+            job.model,
+            job.tokenizer,
+            [prompt],
+            max_new_tokens=SAMPLE_TOKENS,
+            sampling=SAMPLE,
+            seed=job.plan.seed,
+        )
+    return prompt, sample.text
 
 
-def _step_seed(seed: int, step: int) -> int:
-    return (seed * 1_000_003 + step) % 2**63
+def _count(batch: Batch) -> int:
+    return int((batch[1] != IGNORE).sum())
 
 
-def _not_finite_message(problem: NotFiniteError, step: int, run: RunFolder) -> str:
+def _diagnosis(job: Job, batches: Batches, state: TrainState, problem: str) -> str:
+    """Repeat the step after `state`, say what was not finite first and in which documents, and
+    leave the whole report in the run folder.
+    """
+    step, train = state.step + 1, job.corpus.train
+    batch, spans = batches.at(state.step), batches.spans(state.step)
+    job.model.zero_grad(set_to_none=True)  # room for the repetition
+    if distributed.is_sharded(job.model):
+        found = "with --fsdp the module is not looked for"
+    else:
+        finding = find_nonfinite(
+            job.model,
+            batch,
+            loss_of=_loss_of(job, batch),
+            micro_batch_size=state.micro_batch_size,
+            seed_row=lambda row: torch.manual_seed(mixed(mixed(job.plan.seed, state.step), row)),
+        )
+        found = describe(finding, spans, train)
+        decode = job.tokenizer.decode
+        made = report(finding, batch, spans, train, decode=decode, step=step, problem=problem)
+        if job.world.is_main:
+            write_json(job.run.path / f"not-finite-step-{step:06d}.json", made)
+        job.world.gather(None)  # one process that ends ends the others, and the report with them
+    return f"step {step}: {problem}; {found}; {_advice(job.run)}"
+
+
+def _advice(run: RunFolder) -> str:
     saved = run.checkpoints()
     kept = f"{saved[0]} is intact" if saved else "no checkpoint was written yet"
-    return f"step {step}: {problem}; {kept}; try a lower --learning-rate or --dtype float32"
+    return f"{kept}; try a lower --learning-rate or --dtype float32"
 
 
-class Stopped(Exception):
-    """A signal asked the run to stop; it finished its step and saved."""
+def _loss_of(job: Job, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
+    """The part of a micro-batch in the loss of a batch, as `accumulate` computes it."""
+    scale = job.precision.loss_scale() / _count(batch)
 
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.signal_number = signal_number
+    def loss_of(idx: Tensor, targets: Tensor) -> Tensor:
+        idx, targets = job.precision.to_device(idx), job.precision.to_device(targets)
+        with job.precision.autocast():
+            return distributed.unwrapped(job.scorer)(idx, targets, scale)
 
-
-@dataclass
-class _StopRequest:
-    signal_number: int = 0
-
-
-@contextlib.contextmanager
-def _stop_on_signals() -> Iterator[_StopRequest]:
-    """Turn the first Ctrl-C, SIGTERM or SIGHUP into a request; a second one acts as it always
-    does.
-    """
-    request = _StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request  # only the main thread may set handlers
-        return
-    numbers = [signal.SIGINT, signal.SIGTERM] + (
-        [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
-    )
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        request.signal_number = number
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in numbers:
-        signal.signal(number, ask)
-    try:
-        yield request
-    finally:
-        for number in numbers:
-            signal.signal(number, before[number])
+    return loss_of
 
 
 @contextlib.contextmanager

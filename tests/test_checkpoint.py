@@ -1,19 +1,21 @@
 """The run folder: claimed before work starts, resumed only by the same run, damaged files named."""
 
+import errno
 import json
 import os
+import shutil
 import stat
+from pathlib import Path
 
 import pytest
 import torch
 
+from minigpt2 import checkpoint
 from minigpt2.checkpoint import RunFolder, TrainState
 from minigpt2.errors import InputError, NotFoundError
 from minigpt2.model import GPT2, GPT2Config
-from minigpt2.optim import make_optimizer
-from minigpt2.precision import Precision
+from minigpt2.optim import load_optimizer_tensors, make_optimizer, optimizer_tensors
 
-FLOAT32 = Precision(torch.device("cpu"), torch.float32)
 FACTS = {"--data": "abc", "--seed": 3}
 
 
@@ -26,12 +28,24 @@ def saved(run, step, *, model=None, facts=FACTS):
     optimizer = make_optimizer(model, learning_rate=0.1, weight_decay=0.1)
     model(torch.tensor([[1, 2, 3]])).sum().backward()
     optimizer.step()
-    run.save_checkpoint(TrainState(step=step), model, optimizer, FLOAT32, facts)
+    run.save_checkpoint(
+        TrainState(step=step, best_val_loss=2.5),
+        write_weights=model.save_pretrained,
+        optimizer=optimizer_tensors(model, optimizer),
+        scaler={},
+        facts=facts,
+        settings={"max_steps": 20},
+    )
     return model, optimizer
 
 
+def names(run):
+    return [path.name for path in run.checkpoints()]
+
+
 def test_a_new_folder_is_made_with_its_parents(tmp_path):
-    assert RunFolder.claim(tmp_path / "a" / "b", resume=False).path.is_dir()
+    with RunFolder.claim(tmp_path / "a" / "b", resume=False) as run:
+        assert run.path.is_dir()
 
 
 def test_a_file_in_its_place_is_refused(tmp_path):
@@ -68,67 +82,200 @@ def test_there_is_nothing_to_resume_in_an_empty_folder(tmp_path):
 def test_weights_optimizer_and_state_come_back_bit_for_bit(tmp_path):
     run = RunFolder(tmp_path)
     model, optimizer = saved(run, 12)
-    checkpoint = run.newest(FACTS)
-    assert checkpoint.state == TrainState(step=12)
+    checkpoint = run.newest()
+    assert checkpoint.state == TrainState(step=12, best_val_loss=2.5)
+    assert (checkpoint.facts, checkpoint.settings) == (FACTS, {"max_steps": 20})
     again = GPT2.from_pretrained(checkpoint.path)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
-    restored = make_optimizer(again, learning_rate=0.5, weight_decay=0.5)
-    run.load_training(checkpoint.path, restored, FLOAT32)
-    before, after = optimizer.state_dict(), restored.state_dict()
-    assert before["param_groups"] == after["param_groups"]
-    for number, state in before["state"].items():
-        assert all(
-            torch.equal(value, after["state"][number][name]) for name, value in state.items()
-        )
+    restored = make_optimizer(again, learning_rate=0.1, weight_decay=0.1)
+    load_optimizer_tensors(again, restored, checkpoint.optimizer_tensors())
+    for a, b in zip(model.parameters(), again.parameters()):
+        ours, theirs = optimizer.state[a], restored.state[b]
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-def test_the_newest_is_the_highest_step_and_older_ones_go(tmp_path):
+def test_the_two_highest_steps_are_kept(tmp_path):
     run = RunFolder(tmp_path)
     for step in (9, 10, 1_000_000):
         saved(run, step)
-    assert [path.name for path in run.checkpoints()] == ["step-1000000"]
-    (tmp_path / "checkpoints" / "step-000500").mkdir()
-    assert run.newest(FACTS).path.name == "step-1000000"
+    assert names(run) == ["step-1000000", "step-000010"]
 
 
-def test_half_written_checkpoints_do_not_count(tmp_path):
+def test_steps_decide_and_not_clocks_or_pointers(tmp_path):
+    run = RunFolder(tmp_path)
+    saved(run, 10)
+    saved(run, 11)
+    os.utime(run.checkpoints()[0], (0, 0))
+    (tmp_path / "checkpoints" / "latest").symlink_to("step-000010")
+    (tmp_path / "checkpoints" / "latest.txt").write_text("step-000099")
+    assert run.newest().state.step == 11
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def halved(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def one_bit_flipped(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def an_error_page(path):
+    path.write_text("<html>404</html>")
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES = [truncated, halved, one_bit_flipped, emptied, an_error_page, a_folder, os.unlink]
+FILES = ["model.safetensors", "optimizer.safetensors", "state.json", "config.json", "manifest.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, damage, name, caplog):
     run = RunFolder(tmp_path)
     saved(run, 5)
-    (tmp_path / "checkpoints" / "step-000006.tmp").mkdir()
-    assert run.newest(FACTS).state.step == 5
     saved(run, 6)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000006"]
+    damage(tmp_path / "checkpoints" / "step-000006" / name)
+    found = run.newest()
+    if name == "manifest.json" and damage is truncated:
+        assert found.state.step == 6  # its last line feed says nothing
+        return
+    assert found.state.step == 5
+    assert f"step-000006 is damaged ({name}" in caplog.text
+    assert caplog.text.count("going on from") == len(caplog.records) == 1
 
 
-def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
+def test_when_all_are_damaged_each_is_named(tmp_path):
+    run = RunFolder(tmp_path)
+    for step in (5, 6):
+        saved(run, step)
+        emptied(tmp_path / "checkpoints" / f"step-00000{step}" / "state.json")
+    with pytest.raises(NotFoundError, match=r"step-000006 is damaged.*step-000005 is damaged"):
+        run.newest()
+
+
+def test_a_run_that_went_back_replaces_the_damaged_step_and_what_lay_after_it(tmp_path):
+    run = RunFolder(tmp_path)
+    for step in (5, 6):
+        saved(run, step)
+    emptied(tmp_path / "checkpoints" / "step-000006" / "state.json")
+    model, _ = saved(run, 6)
+    assert names(run) == ["step-000006", "step-000005"]
+    again = GPT2.from_pretrained(run.newest().path)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
+    emptied(tmp_path / "checkpoints" / "step-000006" / "state.json")
+    saved(run, 4)
+    assert names(run) == ["step-000004"]
+
+
+def test_half_written_checkpoints_do_not_count_and_go_at_the_next_claim(tmp_path):
+    run = RunFolder(tmp_path)
+    saved(run, 5)
+    half, none = (tmp_path / "checkpoints" / name for name in ("step-000006.tmp", "step-000007"))
+    half.mkdir()
+    none.mkdir()
+    assert names(run) == ["step-000005"]
+    assert run.newest().state.step == 5
+    RunFolder.claim(tmp_path, resume=True).release()
+    assert not half.exists()
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    saved(RunFolder(tmp_path), 5)
+    ours = [".model.safetensors.ab3_x9zq.tmp", ".tmpAb3xZ9", ".config.json.abcdefgh.tmp"]
+    theirs = ["notes.tmp", ".hidden", "tmpAb3xZ9", ".tmp"]
+    for name in ours + theirs:
+        (tmp_path / name).write_text("x")
+    with RunFolder.claim(tmp_path, resume=True):
+        left = {path.name for path in tmp_path.iterdir()}
+    assert not left & set(ours) and left >= set(theirs)
+
+
+class Order(list):
+    """What happened to files, in its order."""
+
+    def watch(self, monkeypatch, owner, name):
+        real = getattr(owner, name)
+
+        def watched(path, *more, **options):
+            self.append((name, Path(path).name))
+            return real(path, *more, **options)
+
+        monkeypatch.setattr(owner, name, watched)
+
+
+def test_everything_is_on_the_disk_before_the_name_and_the_name_before_older_ones_go(
+    tmp_path, monkeypatch
+):
+    run = RunFolder(tmp_path)
+    for step in (5, 6):
+        saved(run, step)
+    run.log({"step": 7})
+    order = Order()
+    order.watch(monkeypatch, checkpoint, "sync")
+    order.watch(monkeypatch, Path, "rename")
+    order.watch(monkeypatch, checkpoint.shutil, "rmtree")
+    saved(run, 7)
+    renamed = order.index(("rename", "step-000007.tmp"))
+    before, after = order[:renamed], order[renamed + 1 :]
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json", "metrics.jsonl"):
+        assert ("sync", name) in before
+    assert ("sync", "step-000007.tmp") in before, "the folder's own names too"
+    assert after == [("sync", "checkpoints"), ("rmtree", "step-000005")]
+
+
+@pytest.mark.parametrize("stage", ["write_tensors", "_seal", "_put_in_place"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_save_that_fails_leaves_the_one_before_and_says_so(tmp_path, monkeypatch, stage, code):
     run = RunFolder(tmp_path)
     saved(run, 5)
 
-    def full(*_args, **_more):
-        raise OSError(28, "No space left on device")
+    def fail(*_args, **_more):
+        raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(checkpoint, stage, fail)
+    with pytest.raises(InputError) as error:
         saved(run, 6)
-    assert run.newest(FACTS).state.step == 5
+    text = str(error.value)
+    assert f"step 6 could not be saved in {tmp_path}: {os.strerror(code)} (" in text
+    assert "MB are needed" in text and "MB are free" in text and "step-000005 is intact" in text
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000005"]
+    assert run.newest().state.step == 5
+
+
+def test_a_disk_without_room_is_seen_before_anything_is_written(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    saved(run, 5)
+    usage = shutil.disk_usage(tmp_path)._replace(free=20_000)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(
+        InputError, match=r"No space left on device \(0.0 MB are needed, 0.0 MB are"
+    ):
+        saved(run, 6)
+    assert names(run) == ["step-000005"]
 
 
 @pytest.mark.parametrize("name", FACTS)
 def test_another_run_is_not_resumed_and_both_values_are_named(tmp_path, name):
     run = RunFolder(tmp_path)
     saved(run, 5)
+    run.newest().require(FACTS)
     with pytest.raises(InputError, match=f"{name} was {FACTS[name]} in .* and is other now"):
-        run.newest(FACTS | {name: "other"})
-
-
-@pytest.mark.parametrize("damage", [b"", b"<html>no</html>", b"PK\x03\x04 half"])
-def test_a_damaged_optimizer_file_is_named(tmp_path, damage):
-    run = RunFolder(tmp_path)
-    _, optimizer = saved(run, 5)
-    path = run.newest(FACTS).path
-    (path / "training.pt").write_bytes(damage)
-    with pytest.raises(InputError, match=r"training\.pt is damaged"):
-        run.load_training(path, optimizer, FLOAT32)
+        run.newest().require(FACTS | {name: "other"})
 
 
 def test_files_are_readable_by_whom_the_umask_allows(tmp_path):
@@ -139,14 +286,76 @@ def test_files_are_readable_by_whom_the_umask_allows(tmp_path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask, path.name
 
 
-def test_metrics_survive_a_line_cut_off_by_a_crash(tmp_path):
+def test_a_folder_in_use_is_refused_until_it_is_released(tmp_path):
+    with RunFolder.claim(tmp_path / "run", resume=False) as run:
+        with pytest.raises(InputError, match=rf"is in use by process {os.getpid()} on \S+: wait"):
+            RunFolder.claim(tmp_path / "run", resume=False)
+        saved(run, 1)
+    RunFolder.claim(tmp_path / "run", resume=True).release()
+
+
+def test_a_refused_claim_leaves_the_folder_free(tmp_path):
+    saved(RunFolder(tmp_path), 1)
+    for _ in range(2):
+        with pytest.raises(InputError, match="already holds a run"):
+            RunFolder.claim(tmp_path, resume=False)
+    assert not (tmp_path / "run.owner").exists()
+
+
+def test_a_run_that_died_before_its_first_checkpoint_may_be_resumed(tmp_path, caplog):
+    caplog.set_level("INFO")
+    run = RunFolder(tmp_path)
+    run.write_info({"sessions": []})
+    with pytest.raises(InputError, match="already holds a run"):
+        RunFolder.claim(tmp_path, resume=False)
+    with RunFolder.claim(tmp_path, resume=True) as run:
+        assert run.checkpoints() == []
+    assert "starting at step 0" in caplog.text
+
+
+def test_metrics_survive_lines_cut_off_by_a_crash_or_a_full_disk(tmp_path):
     run = RunFolder(tmp_path)
     assert run.read_metrics() == []
-    for step in range(4):
+    for step in range(3):
         run.log({"step": step})
     with run.metrics_path.open("a") as file:
-        file.write('{"step": 4, "los')
-    assert [line["step"] for line in run.read_metrics()] == [0, 1, 2, 3]
+        file.write('{"step": 3, "los')
+    run.log({"step": 4})
+    run.log_sample(4, "The", " sea")
+    assert [line["step"] for line in run.read_metrics()] == [0, 1, 2, 4]
     run.forget_after(2)
     lines = run.metrics_path.read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2]
+    assert run.read_samples() == []
+
+
+@pytest.mark.parametrize("partly", [False, True])
+def test_a_log_that_cannot_be_written_never_stops_training_and_warns_once(
+    tmp_path, monkeypatch, caplog, partly
+):
+    run = RunFolder(tmp_path)
+    real = checkpoint._append_line
+
+    def full(path, line):
+        if partly:
+            real(path, line)
+            path.write_bytes(path.read_bytes()[:-3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run.log({"step": 0})
+    monkeypatch.setattr(checkpoint, "_append_line", full)
+    run.log({"step": 1})
+    run.log({"step": 2})
+    assert caplog.text.count("cannot be written (No space left on device)") == 1
+    monkeypatch.setattr(checkpoint, "_append_line", real)
+    run.log({"step": 3})
+    assert [line["step"] for line in run.read_metrics()] == [0, 3]
+
+
+def test_what_the_run_was_started_with_comes_back_and_damage_is_nothing(tmp_path):
+    run = RunFolder(tmp_path)
+    assert run.read_info() == {}
+    run.write_info({"model": {"source": "gpt2"}})
+    assert run.read_info() == {"model": {"source": "gpt2"}}
+    run.info_path.write_text("{")
+    assert run.read_info() == {}

@@ -19,7 +19,8 @@ CONTRACT = {
     TrainOptions: "data val-data val-fraction model preset out resume epochs max-steps "
     "batch-size micro-batch-size block-size learning-rate warmup-steps weight-decay grad-clip "
     "dropout eval-every "
-    "save-every patience seed device dtype compile",
+    "save-every patience seed device dtype compile activation-checkpointing lora-rank lora-alpha "
+    "merge-lora fsdp tensorboard",
     SampleOptions: "prompt prompt-file model max-new-tokens temperature top-k top-p min-p "
     "repetition-penalty num-samples seed stop device dtype json interactive",
 }

@@ -5,6 +5,8 @@ place.
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -30,7 +32,7 @@ def commands():
 
 
 def script_commands():
-    return [line for line in commands() if line.startswith("python ")]
+    return [line for line in commands() if line.startswith(("python ", "torchrun "))]
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def workplace(tmp_path, monkeypatch):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{name}: {text}")
-    for folder in ("gpt2", "runs/first", "runs/my-gpt2", "SOURCE"):
+    for folder in ("gpt2", "gpt2-large", "gpt2-xl", "runs/first", "runs/my-gpt2", "SOURCE"):
         tiny_folder(tmp_path / folder)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINIGPT2_CACHE", str(tmp_path / "cache"))
@@ -51,7 +53,9 @@ def workplace(tmp_path, monkeypatch):
 
 def test_every_line_of_the_documents_is_a_command_that_some_test_runs():
     for line in commands():
-        assert line.startswith(("python ", *INSTALLS)) or "pytest -m network" in line, line
+        assert (
+            line.startswith(("python ", "torchrun ", *INSTALLS)) or "pytest -m network" in line
+        ), line
     assert len(script_commands()) >= 8
 
 
@@ -76,10 +80,21 @@ def one_answer():
 
 @pytest.mark.parametrize("line", sorted(set(script_commands())))
 def test_the_documented_commands_work(line, workplace, capsys, monkeypatch):
-    _, script, *argv = shlex.split(line)
+    launcher, *argv = shlex.split(line)
+    if launcher == "torchrun":
+        argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", *argv]
+        argv[argv.index("train.py")] = str(ROOT / "train.py")
+        argv += ["--out", "runs/new", *SHORTER["train"], "--batch-size", "2"]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        return
+    script, *argv = argv
     script = script.removesuffix(".py")
     if script == "train":
         argv += ["--out", "runs/new"]
+    if "--resume" in argv:
+        first = [flag for flag in argv if flag != "--resume"]
+        assert run_here(capsys, script, *first, *SHORTER[script]).code == 0
     monkeypatch.setattr("builtins.input", one_answer())
     result = run_here(capsys, script, *argv, *SHORTER[script])
     assert result.code == 0, result.err

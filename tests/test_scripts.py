@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,6 +62,12 @@ REFUSED_TRAINING = [
     ("--data {tmp}/binary.dat --model {model}", "binary.dat"),
     ("--data {text} --model {tmp}/nowhere", "nowhere"),
     ("--data {text} --model {tmp}/empty_folder", "config.json"),
+    ("--data {text} --model {model} --lora-rank -1", "--lora-rank is -1, allowed is 0 (off)"),
+    ("--data {text} --model {model} --lora-alpha 4", "--lora-alpha is given without --lora-rank"),
+    ("--data {text} --model {model} --merge-lora", "--merge-lora is given without --lora-rank"),
+    ("--data {text} --preset nano --lora-rank 4", "--preset starts without: choose one"),
+    ("--data {text} --model {model} --lora-rank 4 --fsdp", "--lora-rank with --fsdp"),
+    ("--data {text} --model {model} --fsdp", "start them with torchrun"),
 ]
 
 
@@ -155,9 +162,10 @@ def test_train_then_sample_then_resume(capsys, tmp_path, text, model):
     result = train(capsys, text, out, *settings, "--max-steps", 4)
     assert result.code == 0, result.err
     assert result.out == ""
-    assert re.search(r"best: step \d+, val loss \d", result.err)
+    assert re.search(r"val perplexity [\d,.]+ \(untuned [\d,.]+\)", result.err)
     expected = "config.json model.safetensors vocab.json merges.txt tokenizer_config.json "
-    expected += "generation_config.json metrics.jsonl samples.txt loss.png loss.svg"
+    expected += "generation_config.json metrics.jsonl samples.jsonl loss.png loss.svg "
+    expected += "run.json report.html README.md"
     assert {path.name for path in out.iterdir()} >= set(expected.split())
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == [0, 1, 2, 3, 4]
@@ -173,6 +181,59 @@ def test_train_then_sample_then_resume(capsys, tmp_path, text, model):
     lines = (out / "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]
     assert steps == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_adapters_are_trained_resumed_sampled_and_merged(capsys, tmp_path, text, model):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    model = shutil.copytree(model, tmp_path / "base")
+    settings = ["--model", model, "--lora-rank", 3, "--batch-size", 3, "--save-every", 2]
+    settings += ["--max-steps", 4, "--eval-every", 2, "--learning-rate", 0.05, "--merge-lora"]
+    for out in (whole, parts):
+        assert train(capsys, text, out, *settings).code == 0
+    assert not (whole / "model.safetensors").exists()
+    assert "1,344 of them trained" in train(capsys, text, tmp_path / "said", *settings).err
+    shutil.rmtree(parts / "checkpoints" / "step-000004")
+    resumed = train(capsys, text, parts, *settings, "--resume")
+    assert resumed.code == 0, resumed.err
+    for name in ("adapter_model.safetensors", "checkpoints/step-000004/optimizer.safetensors"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
+    assert (whole / "checkpoints/step-000004/adapter_config.json").exists()
+
+    base, tuned, merged = (GPT2.from_pretrained(path) for path in (model, whole, whole / "merged"))
+    assert not torch.equal(base.h[0].attn.c_attn.weight, tuned.h[0].attn.c_attn.weight)
+    assert torch.equal(base.wte.weight, tuned.wte.weight)
+    assert all(torch.equal(a, b) for a, b in zip(tuned.parameters(), merged.parameters()))
+    said = [
+        sample(capsys, path, "--prompt", "The", "--seed", 3) for path in (whole, whole / "merged")
+    ]
+    assert said[0].code == 0 and said[0].out == said[1].out
+
+    other = tiny_folder(tmp_path / "other", vocab_size=301)
+    shutil.copytree(other, model, dirs_exist_ok=True)
+    assert "was trained on" in sample(capsys, whole, "--prompt", "The").last_line
+
+
+def test_a_changed_setting_is_told_and_the_run_goes_on(capsys, tmp_path, text, model):
+    settings = ["--model", model, "--batch-size", 3, "--max-steps", 2]
+    assert train(capsys, text, tmp_path / "run", *settings).code == 0
+    settings[-1] = 3
+    result = train(capsys, text, tmp_path / "run", *settings, "--learning-rate", 0.5, "--resume")
+    assert result.code == 0
+    assert "--max-steps was 2, from here on it is 3" in result.err
+    assert "--learning-rate was 5e-05, from here on it is 0.5" in result.err
+
+
+def test_the_run_folder_says_how_it_was_made(capsys, tmp_path, text, model):
+    settings = ["--model", model, "--batch-size", 3, "--max-steps", 2, "--tensorboard"]
+    assert train(capsys, text, tmp_path / "run", *settings).code == 0
+    assert train(capsys, text, tmp_path / "run", *settings[:5], 3, "--resume").code == 0
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [session["from_step"] for session in info["sessions"]] == [0, 2]
+    assert info["sessions"][0]["versions"]["torch"] == torch.__version__
+    assert info["data"]["n_train_tokens"] + info["data"]["n_val_tokens"] == info["data"]["n_tokens"]
+    assert info["settings"]["max_steps"] == 3
+    assert info["memory"]["total"] > 0
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -236,7 +297,8 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, text, model, number, cod
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert re.search(r"everything is saved, go on with: python .*train\.py --data .* --resume", err)
-    assert len(list((out / "checkpoints").iterdir())) == 1
+    saved = {path.name for path in (out / "checkpoints").iterdir()}
+    assert saved == {"step-000000", f"step-{len(metrics.read_text().splitlines()) - 1:06d}"}
 
 
 def test_the_same_seed_writes_the_same_text(capsys, model):

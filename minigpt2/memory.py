@@ -1,0 +1,394 @@
+"""How much memory a training step will need, and how much there is, so that the micro-batch is
+chosen to fit before the first step. Knows the model's shapes, and what autograd keeps of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+
+from .loss import MOST_LOGITS
+from .model import GPT2Config
+
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None
+
+logger = logging.getLogger(__name__)
+GB = 10**9
+FLOAT = 4  # bytes of a float32
+
+# What is no tensor. CPU: Python, torch and its libraries; CUDA: the workspaces of matrix products.
+FIXED = {"cpu": 340_000_000, "cuda": 50_000_000, "mps": 50_000_000}
+# The C library serves what is below 32 MiB from a heap, in which freed pieces leave holes that the
+# next tensors do not fit into. Measured with 124M, the holes are 5 to 50 % of all tensors; with
+# every tensor mapped by itself (MALLOC_MMAP_THRESHOLD_=262144) there are none, and the rest of the
+# forecast is then right within 1 %.
+HEAP_PIECE = 2**25
+HOLES_IN_ACTIVATIONS, HOLES_IN_GRADIENTS = 0.5, 0.3
+
+# How much of what is there may be filled. The rest is for what no forecast knows: on a GPU gaps
+# between tensors and the code of the kernels; on the CPU other programs, and the system does not
+# refuse memory to a process that has grown too large but ends it.
+SHARE = {"cpu": 0.8, "cuda": 0.9, "mps": 0.7}
+ASSUMED = 8 * 2**30  # where the system does not say what it has
+
+# of control groups' versions: where they are, and the files and the field that say what is left
+GROUP_FILES = {
+    1: (
+        "sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+    2: ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+}
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """Bytes, at the moment of a training step that needs most of them."""
+
+    weights: int
+    gradients: int
+    optimizer: int  # AdamW's two averages of each trained weight
+    activations: int  # what the forward pass keeps, and what the backward pass makes of it
+    logits: int  # the chunks of the loss, and the gradients of embedding and output head
+    overhead: int  # what is no tensor
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+def forecast(
+    config: GPT2Config,
+    *,
+    micro_batch_size: int,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    activation_checkpointing: bool = False,
+    n_trained: int | None = None,
+    n_shards: int = 1,
+    accumulated: bool = True,
+) -> MemoryForecast:
+    """What a step of `training.train_step` takes of one device at its peak.
+
+    On CUDA that is torch.cuda.max_memory_allocated, on the CPU the resident memory of the process;
+    `dtype` is that of matrix products. `n_trained` counts the trained numbers if not all are
+    (LoRA), `n_shards` the processes that share weights, gradients and optimizer (FSDP).
+    `accumulated` says that gradients lie there from the start: a batch has several micro-batches,
+    or DDP keeps their place. Without it less is needed.
+
+    What autograd keeps was counted, and the whole measured, on the CPU. CUDA's fused attention, MPS
+    and FSDP follow torch's sources and were not measured. Compiled blocks take less.
+    """
+    batch = MicroBatch(config, micro_batch_size, block_size, dtype, device)
+    n_all, in_block = n_parameters(config), block_parameters(config)
+    adapters = n_trained if n_trained is not None and n_trained < n_all else 0
+    trained = FLOAT * (adapters or n_all)
+    weights = FLOAT * (n_all + adapters) // n_shards
+    if n_shards > 1:  # whole for a while: two blocks with their gradients, and what is in no block
+        weights += FLOAT * (n_all - (config.n_layer - 4) * in_block)
+    gradients, activations, logits = max(
+        (
+            (gradients // n_shards, activations, logits)
+            for gradients, activations, logits in _moments(
+                batch, trained, not adapters, activation_checkpointing, accumulated
+            )
+        ),
+        key=sum,
+    )
+    overhead = FIXED[device.type]
+    if device.type == "cpu":
+        overhead += _holes(batch, trained, activation_checkpointing)
+    return MemoryForecast(
+        weights=weights,
+        gradients=gradients,
+        optimizer=2 * trained // n_shards,
+        activations=activations,
+        logits=logits,
+        overhead=overhead,
+    )
+
+
+def n_parameters(config: GPT2Config) -> int:
+    """How many numbers a model has; a tied head counts once."""
+    n_tables = 1 if config.tie_word_embeddings else 2
+    outside = (n_tables * config.vocab_size + config.block_size + 2) * config.n_embd
+    return outside + config.n_layer * block_parameters(config)
+
+
+def block_parameters(config: GPT2Config) -> int:
+    """How many numbers one block has."""
+    width, inner = config.n_embd, _inner(config)
+    return 4 * width**2 + 2 * width * inner + 9 * width + inner
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The sequences computed at once, and the bytes of what becomes of them."""
+
+    config: GPT2Config
+    n_rows: int  # B
+    row: int  # T, the tokens of each
+    dtype: torch.dtype  # of matrix products
+    device: torch.device
+
+    @property
+    def n_tokens(self) -> int:
+        """B * T."""
+        return self.n_rows * self.row
+
+    @property
+    def stream(self) -> int:
+        """A (B, T, C) in float32, such as the residual stream."""
+        return FLOAT * self.n_tokens * self.config.n_embd
+
+    @property
+    def scores(self) -> int:
+        """The (B, H, T, T) of attention in float32."""
+        return FLOAT * self.n_rows * self.config.n_head * self.row**2
+
+    @property
+    def wide(self) -> int:
+        """The inside of an MLP, in the dtype of matrix products."""
+        return self.dtype.itemsize * self.n_tokens * _inner(self.config)
+
+    @property
+    def kept(self) -> list[int]:
+        """The tensors that one block keeps for its backward pass, besides its weights."""
+        config, n_numbers = self.config, self.n_tokens * self.config.n_embd
+        narrow = self.dtype.itemsize * n_numbers
+        # two layer norms: what they get, its mean and spread, and what the Linear behind gets
+        kept = 2 * [self.stream, FLOAT * self.n_tokens, FLOAT * self.n_tokens, narrow]
+        kept += [*self._kept_by_attention(narrow), narrow, self.wide]
+        if config.activation_function not in ("relu", "tanh"):  # these keep only what they give
+            kept += [self.wide]
+        if config.resid_pdrop:
+            kept += 2 * [narrow if self.device.type == "cpu" else n_numbers]
+        return kept + self.rounded
+
+    @property
+    def rounded(self) -> list[int]:
+        """Autocast's copies of a block's matrices."""
+        if self.dtype == torch.float32:
+            return []
+        square, oblong = self.config.n_embd**2, self.config.n_embd * _inner(self.config)
+        return [self.dtype.itemsize * n for n in (3 * square, square, oblong, oblong)]
+
+    def _kept_by_attention(self, narrow: int) -> list[int]:
+        """Between c_attn and c_proj."""
+        config, dropout = self.config, self.config.attn_pdrop > 0
+        on_cpu, exact = self.device.type == "cpu", self.dtype == torch.float32
+        # torch's fused attention has no dropout on the CPU, and is not for training on MPS
+        if self.device.type == "mps" or (on_cpu and dropout):
+            # with one row, v is a view of all that c_attn gives
+            v = self.stream * (3 if self.n_rows == 1 and exact else 1)
+            mask = self.scores if on_cpu else self.scores // FLOAT
+            return [self.stream, self.stream, v, self.scores, *dropout * [mask, self.scores]]
+        sums = FLOAT * self.n_tokens * config.n_head  # of the exponentials of each row of scores
+        return [3 * narrow, sums]
+
+    @property
+    def ends(self) -> int:
+        """What is kept before the first block and after the last."""
+        mask = self.stream if self.device.type == "cpu" else self.stream // FLOAT
+        return self.stream + (mask if self.config.embd_pdrop else 0) + 4 * FLOAT * self.n_tokens
+
+    @property
+    def passing(self) -> int:
+        """What the backward pass of a block makes and lets go of, beyond what it has freed."""
+        freed = 2 * self.wide  # the MLP's, when attention's turn comes
+        attention = self.scores - freed if self.scores in self.kept else 0
+        return 3 * self.stream + max(self.wide, attention)
+
+    def loss(self, head: int) -> int:
+        """Logits, and the gradients of what they were made from; `head` is the size of the output
+        head's, 0 where it has none.
+        """
+        vocab, size = self.config.vocab_size, self.dtype.itemsize
+        chunk = min(max(1, MOST_LOGITS // vocab), self.n_tokens) * vocab
+        two = min(2 * chunk, self.n_tokens * vocab)  # the last chunk lives until the next is there
+        always = 2 * self.stream + head
+        if self.dtype == torch.float32:
+            return always + FLOAT * two
+        rounded = size * vocab * self.config.n_embd  # the head
+        # its gradient is rounded too, and the CPU widens it again before it is added
+        added = (rounded + (head if self.device.type == "cpu" else 0)) if head else 0
+        return always + rounded + max((FLOAT + size) * two, (FLOAT + size) * chunk + added)
+
+
+def _moments(
+    batch: MicroBatch, trained: int, trains_all: bool, recomputed: bool, accumulated: bool
+) -> Iterator[tuple[int, int, int]]:
+    """(gradients, activations, logits) at each moment that may be the tightest, in bytes; `trained`
+    are those of all gradients.
+    """
+    config, kept = batch.config, sum(batch.kept)
+    table = FLOAT * config.vocab_size * config.n_embd if trains_all else 0
+    later = FLOAT * (config.n_layer - 1) * block_parameters(config) if trains_all else trained
+    stays, again = (batch.stream, kept) if recomputed else (kept, 0)
+    forward = config.n_layer * stays + batch.ends
+    # autocast rounds a trained matrix once, and keeps that until the forward pass is over
+    rounded = config.n_layer * sum(batch.rounded) if recomputed and trains_all else 0
+    before = trained if accumulated else 0
+    yield before, forward + rounded, batch.loss(table)
+    # the backward pass in the last block, where it begins, and in the first
+    yield before, forward + again + batch.passing, table
+    yield trained if accumulated else later, stays + again + batch.passing, table
+    # the embedding's gradient; it is the head's too if they are one
+    yield trained, batch.stream, table * (config.tie_word_embeddings + accumulated)
+
+
+def _holes(batch: MicroBatch, trained: int, recomputed: bool) -> int:
+    n_layer = batch.config.n_layer
+    pieces = batch.kept + n_layer * [batch.stream] if recomputed else n_layer * batch.kept
+    in_heap = sum(piece for piece in pieces if piece < HEAP_PIECE)
+    return int(HOLES_IN_ACTIVATIONS * in_heap + HOLES_IN_GRADIENTS * trained)
+
+
+def _inner(config: GPT2Config) -> int:
+    return config.n_inner or 4 * config.n_embd
+
+
+def fitting_micro_batch(
+    need: Callable[..., MemoryForecast], *, rows: int, block_size: int, budget: int
+) -> int:
+    """How many of `rows` sequences to compute at once: the fewest micro-batches that fit into
+    `budget` bytes, as equal as can be.
+
+    `need` is `forecast` but for micro_batch_size and block_size. At least 1: a warning is given
+    when that does not fit either.
+    """
+    assert rows >= 1
+    sizes = [math.ceil(rows / n_parts) for n_parts in range(1, rows + 1)]
+    totals = [need(micro_batch_size=size, block_size=block_size).total for size in sizes]
+    for size, total in zip(sizes, totals):
+        if total <= budget:
+            return size
+    logger.warning(
+        "one sequence of %s tokens needs about %.1f GB, and %.1f GB may be taken: if memory runs "
+        "out, use --activation-checkpointing, a shorter --block-size, --lora-rank or a smaller "
+        "model",
+        block_size,
+        totals[-1] / GB,
+        budget / GB,
+    )
+    return 1
+
+
+def table(need: MemoryForecast, device: torch.device) -> str:
+    """A forecast in two lines for people, in GB, beside what the device has."""
+    may = budget(device)
+    than = "more than" if need.total > may else "of"
+    parts = ", ".join(
+        f"{field.name} {getattr(need, field.name) / GB:.1f}" for field in fields(need)
+    )
+    return (
+        f"about {need.total / GB:.1f} GB of memory at the peak of a step, {than} the "
+        f"{may / GB:.1f} GB that may be taken\n  {parts}"
+    )
+
+
+def budget(device: torch.device, n_processes: int = 1) -> int:
+    """The bytes that a forecast may fill: a safe share of what is available and of what this
+    process has already.
+
+    `n_processes` run on the same device. ASSUMED where the system does not say what it has.
+    """
+    free = available(device)
+    if free is None:
+        return ASSUMED // n_processes
+    return int(SHARE[device.type] * (free / n_processes + _held(device)))
+
+
+def available(device: torch.device) -> int | None:
+    """The bytes that this process may still take of a device, None where the system does not say.
+
+    On Linux's CPU that is what the machine has left, or what the limits of containers leave of it.
+    """
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    return _linux_available(Path("/"))
+
+
+def peak(device: torch.device) -> int:
+    """The most bytes this process has taken so far, counted as `forecast` does; 0 where the system
+    does not say.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()  # it gives nothing back unless it is told to
+    if resource is None:
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
+def _held(device: torch.device) -> int:
+    """The bytes that this process has, counted as `forecast` does."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
+    try:
+        n_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return n_pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _linux_available(root: Path) -> int | None:
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kib = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    if kib is None:
+        return None
+    return max(0, min(1024 * int(kib), *_room_in_groups(root)))
+
+
+def _room_in_groups(root: Path) -> list[int]:
+    """What the limits of this process's control groups leave, which containers are made of.
+
+    The folder named in /proc may be that of the machine, and the container's is then what is seen
+    at the top; so all folders on the way are asked.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    rooms = []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        version = 1 if "memory" in controllers.split(",") else 2 if not controllers else 0
+        if version:
+            top, *names = GROUP_FILES[version]
+            places = [Path(path.lstrip("/")), *Path(path.lstrip("/")).parents]
+            rooms += [_room(root / top / place, *names) for place in places]
+    return [room for room in rooms if room is not None]
+
+
+def _room(folder: Path, limit: str, usage: str, reclaimable: str) -> int | None:
+    """A group's limit less what it uses, where files that the system may forget do not count."""
+    try:
+        most, used = ((folder / name).read_text().strip() for name in (limit, usage))
+        pairs = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except OSError:
+        return None
+    return None if most == "max" else int(most) - int(used) + int(pairs.get(reclaimable, 0))
