@@ -131,7 +131,7 @@ def test_a_compiler_that_fails_is_not_measured_as_if_it_had_worked(gpu_check, mo
 
 def test_the_most_sequences_that_are_said_to_fit_are_tried(gpu_check, monkeypatch):
     bench = gpu_check.prepare(gpu_check.CheckOptions(device="cpu", preset="nano"))
-    need = gpu_check.forecast(bench, bench.config, torch.bfloat16, 5, False, False)
+    need = gpu_check.forecast(bench, bench.config, torch.bfloat16, 5, False, True)
     monkeypatch.setattr(gpu_check.memory, "budget", lambda device: need)
     tried = []
 
