@@ -169,7 +169,8 @@ def decide(
         if precision.device.type == "cpu":
             rows = min(rows, max(1, ENOUGH_TOKENS // block_size))
         need = forecast(options, model, precision, world)
-        budget = memory.budget(precision.device)
+        sharing = world.size if precision.device.type == "cpu" else 1
+        budget = memory.budget(precision.device, n_processes=sharing)
         return memory.fitting_micro_batch(need, rows=rows, block_size=block_size, budget=budget)
 
     plan = settle(

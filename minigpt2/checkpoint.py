@@ -4,15 +4,18 @@ to go on.
     config.json model.safetensors vocab.json ...      the best weights so far
     checkpoints/step-000200/                          weights, optimizer.safetensors, state.json
     metrics.jsonl  samples.jsonl  run.json            what happened
-    run.lock                                          held by the process that trains
+    run.lock  run.owner                               held by the process that trains
 
 A checkpoint is written under another name, brought to the disk, sealed with a manifest of sizes and
-SHA-256, and renamed; only then do older ones go. Whatever kills the process, a whole checkpoint is
+SHA-256, and renamed; only then do older ones go. Where one of the same step is replaced, it counts
+as step-000200.old until the new one has its name. Whatever kills the process, a whole checkpoint is
 there. Knows folders and files, nothing of the training loop.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -36,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 KEEP = 2  # checkpoints: when the newest is damaged, there is another
 STEP = re.compile(r"step-(\d{6,})")
+OLD, TEMPORARY = ".old", ".tmp"  # after the step's name: being replaced; being written or removed
 MANIFEST, STATE, OPTIMIZER = "manifest.json", "state.json", "optimizer.safetensors"
 HASHED_AT_ONCE = 2**22
 
@@ -93,6 +97,7 @@ class RunFolder:
     path: Path
     _lock: FileLock | None = field(default=None, repr=False, compare=False)
     _failing: set[Path] = field(default_factory=set, repr=False, compare=False)
+    _damaged: set[Path] = field(default_factory=set, repr=False, compare=False)
 
     @classmethod
     def claim(cls, path: Path, *, resume: bool) -> RunFolder:
@@ -106,10 +111,8 @@ class RunFolder:
         _make_folder(path)
         run = cls(path, _locked(path))
         try:
-            remove_leftovers(path)
-            for folder in run._step_folders(suffix=".tmp"):
-                shutil.rmtree(folder)
             run._check_contents(resume)
+            run._sweep()
         except BaseException:
             run.release()
             raise
@@ -118,7 +121,8 @@ class RunFolder:
     def release(self) -> None:
         """Let other processes have the folder."""
         if self._lock is not None:
-            (self.path / "run.owner").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a disk that broke is what the caller tells of
+                (self.path / "run.owner").unlink()
             self._lock.release()
 
     def __enter__(self) -> RunFolder:
@@ -162,13 +166,13 @@ class RunFolder:
         checkpoints before as they were.
         """
         final = self.path / "checkpoints" / f"step-{state.step:06d}"
-        temporary = final.with_name(final.name + ".tmp")
+        temporary = final.with_suffix(TEMPORARY)
         needed = self._bytes_needed(optimizer)
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            if shutil.disk_usage(temporary).free < 1.1 * needed:
-                raise OSError(28, "No space left on device")
+            if shutil.disk_usage(temporary).free < needed:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             write_weights(temporary)
             write_tensors(temporary / OPTIMIZER, optimizer)
             described = {"state": asdict(state), "scaler": dict(scaler)}
@@ -176,13 +180,16 @@ class RunFolder:
                 temporary / STATE, {**described, "facts": dict(facts), "settings": dict(settings)}
             )
             _seal(temporary)
-            for log in (self.metrics_path, self.samples_path):
-                if log.exists():
-                    sync(log)
+            for path in (self.metrics_path, self.samples_path, self.path):
+                if path.exists():
+                    sync(path)
             _put_in_place(temporary, final)
         except OSError as problem:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)  # before the free bytes are counted
             raise InputError(self._why_not_saved(state.step, needed, problem)) from problem
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._damaged.discard(final)
         self._prune(final)
 
     def newest(self) -> Checkpoint:
@@ -194,11 +201,10 @@ class RunFolder:
         for path in self._step_folders():
             problem = _damage(path)
             if problem is None:
-                stored = read_json(path / STATE)
                 if problems:
                     logger.warning("%s: going on from %s", "; ".join(problems), path)
-                state = TrainState(**stored.pop("state"))
-                return Checkpoint(path, state, **stored)
+                return _read(path)
+            self._damaged.add(path)
             problems.append(f"{path} is damaged ({problem})")
         found = "; ".join(problems) or f"{self.path} holds no checkpoint"
         raise NotFoundError(f"--resume: {found}; start without --resume in another --out")
@@ -237,17 +243,21 @@ class RunFolder:
         except InputError:
             return {}
 
-    def _step_folders(self, suffix: str = "") -> list[Path]:
-        """The folders called step-... in checkpoints/, the highest step first."""
+    def _step_folders(self, suffixes: tuple[str, ...] = ("", OLD)) -> list[Path]:
+        """The folders called step-... in checkpoints/, the highest step first, the old one of two
+        last.
+        """
         folder, found = self.path / "checkpoints", []
         for path in folder.iterdir() if folder.is_dir() else ():
             match = STEP.match(path.name)
-            if match and path.name[match.end() :] == suffix:
-                found.append((int(match[1]), path))
-        return [path for _, path in sorted(found, reverse=True)]
+            if match and path.name[match.end() :] in suffixes:
+                found.append((-int(match[1]), path))
+        return [path for _, path in sorted(found)]
 
     def _check_contents(self, resume: bool) -> None:
         died_early = self.metrics_path.exists() or self.info_path.exists()
+        if resume and self._step_folders() and not self.checkpoints():
+            self.newest()  # names what is wrong with each: starting anew would remove them
         if resume and not self._step_folders():
             if not died_early:
                 raise NotFoundError(
@@ -263,29 +273,49 @@ class RunFolder:
                 "--out"
             )
 
+    def _sweep(self) -> None:
+        """Remove what killed processes left, and end what they had begun."""
+        remove_leftovers(self.path)
+        for path in self._step_folders((TEMPORARY, OLD + TEMPORARY)):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self._step_folders((OLD,)):
+            if path.with_suffix("").exists():
+                _remove(path)
+            else:
+                path.rename(path.with_suffix(""))
+        for path in self.checkpoints()[KEEP:]:
+            _remove(path)
+
     def _bytes_needed(self, optimizer: Mapping[str, Tensor]) -> int:
-        """About what a checkpoint takes: the weights of the one before, and the optimizer's."""
+        """What a checkpoint takes, with a tenth to spare: the weights of the one before, and the
+        optimizer's; without one before, the weights are not known.
+        """
         before = [path for folder in self.checkpoints()[:1] for path in folder.iterdir()]
         weights = sum(path.stat().st_size for path in before if path.name != OPTIMIZER)
-        return weights + sum(value.nbytes for value in optimizer.values())
+        return int(1.1 * (weights + sum(value.nbytes for value in optimizer.values())))
 
     def _why_not_saved(self, step: int, needed: int, problem: OSError) -> str:
         saved = self.checkpoints()
         kept = f"{saved[0]} is intact" if saved else "there is no checkpoint yet"
         free = shutil.disk_usage(self.path).free
-        room = f"{needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are free"
+        room = f"{needed / 1e6:,.1f} MB are needed, " if saved else ""  # not known the first time
+        room += f"{free / 1e6:,.1f} MB are free"
         return (
             f"step {step} could not be saved in {self.path}: {problem.strerror or problem} "
-            f"({room}); {kept}; make room and go on with --resume"
+            f"({room}); {kept}; make room or mend the disk, and go on with --resume"
         )
 
     def _prune(self, newest: Path) -> None:
-        """Drop old checkpoints, and those of a later step: a run only goes back before damage."""
-        step = int(newest.name.removeprefix("step-"))
-        older = [path for path in self._step_folders() if _step_of(path) < step]
-        later = [path for path in self._step_folders() if _step_of(path) > step]
-        for path in older[KEEP - 1 :] + later:
-            shutil.rmtree(path, ignore_errors=True)
+        """Drop old and damaged checkpoints, and those of a later step: a run only goes back before
+        damage.
+        """
+        before = self._step_folders(("",))
+        before = before[before.index(newest) + 1 :]
+        whole = [path for path in before if (path / MANIFEST).is_file()]
+        kept = [newest, *(path for path in whole if path not in self._damaged)][:KEEP]
+        for path in self._step_folders():
+            if path not in kept:
+                _remove(path)
 
     def _append(self, path: Path, line: Mapping[str, object]) -> None:
         try:
@@ -319,59 +349,87 @@ def _locked(path: Path) -> FileLock:
     lock, owner = FileLock(path / "run.lock", timeout=0), path / "run.owner"
     try:
         lock.acquire()
+        write_text(owner, f"process {os.getpid()} on {socket.gethostname()}")
     except Timeout:
         who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
         raise InputError(
             f"--out {path} is in use by {who}: wait for it, stop it, or choose another --out"
         ) from None
-    except OSError as problem:
-        raise InputError(f"--out {path} cannot be locked: {problem.strerror}") from problem
-    write_text(owner, f"process {os.getpid()} on {socket.gethostname()}")
+    except (OSError, NotImplementedError) as problem:
+        lock.release()
+        reason = getattr(problem, "strerror", None) or problem
+        raise InputError(f"--out {path} cannot be locked: {reason}") from problem
     return lock
 
 
 def _seal(folder: Path) -> None:
-    """Bring all files of a folder to the disk, and after them a manifest that describes them."""
+    """Bring all that is in a folder to the disk, and after it a manifest that describes it."""
     files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(folder.rglob("*")):
         sync(path)
-        size, digest = path.stat().st_size, _sha256(path)
-        files[path.relative_to(folder).as_posix()] = {"size": size, "sha256": digest}
+        if path.is_file():
+            size, digest = path.stat().st_size, _sha256(path)
+            files[path.relative_to(folder).as_posix()] = {"size": size, "sha256": digest}
     write_json(folder / MANIFEST, {"files": files})
     sync(folder)
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
-    """Give a whole checkpoint its name; one that has it already was too damaged to go on from."""
+    """Give a whole checkpoint its name; one that has it already counts until that is done."""
     if final.exists():
-        replaced = final.with_name(final.name + ".replaced.tmp")
-        shutil.rmtree(replaced, ignore_errors=True)
-        final.rename(replaced)
-        temporary.rename(final)
-        shutil.rmtree(replaced)
-    else:
-        temporary.rename(final)
+        _remove(final.with_suffix(OLD))
+        final.rename(final.with_suffix(OLD))
+    temporary.rename(final)
     sync(final.parent)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint, its name first: a half-removed one is none."""
+    doomed = path.with_name(path.name + TEMPORARY)
+    shutil.rmtree(doomed, ignore_errors=True)
+    with contextlib.suppress(OSError):  # what cannot be removed only takes room
+        path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _read(folder: Path) -> Checkpoint:
+    """A checkpoint that is whole."""
+    stored = read_json(folder / STATE)
+    try:
+        return Checkpoint(folder, TrainState(**stored.pop("state")), **stored)
+    except (KeyError, TypeError) as problem:
+        raise InputError(
+            f"{folder} was written by another version of minigpt2 ({problem}): go on with that one"
+        ) from problem
 
 
 def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint by its manifest; None if every byte is as it was written."""
     try:
-        files = read_json(folder / MANIFEST)["files"]
-        for name, expected in files.items():
-            path = folder / name
-            if not path.is_file():
-                return f"{name} is missing" if not path.exists() else f"{name} is no file"
-            if path.stat().st_size != expected["size"]:
-                size = path.stat().st_size
-                return f"{name} has {size:,} bytes instead of {expected['size']:,}"
-            if _sha256(path) != expected["sha256"]:
-                return f"{name} is not what was written"
+        expected = {
+            name: (stored["size"], stored["sha256"])
+            for name, stored in read_json(folder / MANIFEST)["files"].items()
+        }
     except NotFoundError:
         return f"{MANIFEST} is missing"
     except (InputError, OSError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} is not one"
-    return None if STATE in files else f"{STATE} is missing"
+    if STATE not in expected:
+        return f"{STATE} is missing"
+    problems = (_difference(folder / name, name, *facts) for name, facts in expected.items())
+    return next((problem for problem in problems if problem), None)
+
+
+def _difference(path: Path, name: str, size: int, sha256: str) -> str | None:
+    try:
+        if not path.is_file():
+            return f"{name} is no file" if path.exists() else f"{name} is missing"
+        found = path.stat().st_size
+        if found != size:
+            return f"{name} has {found:,} bytes instead of {size:,}"
+        return None if _sha256(path) == sha256 else f"{name} is not what was written"
+    except OSError as problem:
+        return f"{name} cannot be read: {problem.strerror}"
 
 
 def _sha256(path: Path) -> str:
@@ -382,10 +440,6 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
-
-
 def _append_line(path: Path, line: bytes) -> None:
     """Append a line in one write; where the last one was cut off, begin a new one."""
     with path.open("a+b", buffering=0) as file:
@@ -394,7 +448,7 @@ def _append_line(path: Path, line: bytes) -> None:
         torn = size > 0 and file.read(1) != b"\n"
         data = b"\n" * torn + line + b"\n"
         if file.write(data) != len(data):
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

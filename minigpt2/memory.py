@@ -361,7 +361,7 @@ def _linux_available(root: Path) -> int | None:
     kib = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
     if kib is None:
         return None
-    return max(0, min(1024 * int(kib), *_room_in_groups(root)))
+    return max(0, min([1024 * int(kib), *_room_in_groups(root)]))
 
 
 def _room_in_groups(root: Path) -> list[int]:

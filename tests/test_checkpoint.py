@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigpt2 import checkpoint
+from minigpt2 import checkpoint, files
 from minigpt2.checkpoint import RunFolder, TrainState
 from minigpt2.errors import InputError, NotFoundError
 from minigpt2.model import GPT2, GPT2Config
@@ -159,6 +159,70 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, dama
     assert caplog.text.count("going on from") == len(caplog.records) == 1
 
 
+def test_a_file_that_the_disk_does_not_give_back_is_damage(tmp_path, monkeypatch, caplog):
+    run = RunFolder(tmp_path)
+    saved(run, 5)
+    saved(run, 6)
+    real = checkpoint._sha256
+
+    def broken(path):
+        if path.parent.name == "step-000006" and path.name == "config.json":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    monkeypatch.setattr(checkpoint, "_sha256", broken)
+    assert run.newest().state.step == 5
+    assert "step-000006 is damaged (config.json cannot be read: Input/output error)" in caplog.text
+
+
+def test_a_damaged_checkpoint_is_not_the_other_that_is_kept(tmp_path):
+    run = RunFolder(tmp_path)
+    saved(run, 6)
+    saved(run, 7)
+    one_bit_flipped(tmp_path / "checkpoints" / "step-000007" / "model.safetensors")
+    assert run.newest().state.step == 6
+    saved(run, 8)
+    assert names(run) == ["step-000008", "step-000006"]
+    saved(run, 9)
+    assert names(run) == ["step-000009", "step-000008"]
+
+
+def test_a_damaged_step_that_was_saved_again_is_kept_as_any_other(tmp_path):
+    run = RunFolder(tmp_path)
+    saved(run, 6)
+    saved(run, 7)
+    one_bit_flipped(tmp_path / "checkpoints" / "step-000007" / "model.safetensors")
+    run.newest()
+    saved(run, 7)
+    saved(run, 8)
+    assert names(run) == ["step-000008", "step-000007"]
+
+
+def test_a_run_without_any_manifest_is_not_begun_anew(tmp_path):
+    run = RunFolder(tmp_path)
+    for step in (5, 6):
+        saved(run, step)
+    for path in run.checkpoints():
+        (path / "manifest.json").unlink()
+    named = r"step-000006 is damaged \(manifest.json is missing\); .*step-000005 is damaged"
+    with pytest.raises(NotFoundError, match=named):
+        RunFolder.claim(tmp_path, resume=True)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+def test_a_state_that_another_version_wrote_is_refused_by_name(tmp_path):
+    run = RunFolder(tmp_path)
+    saved(run, 5)
+    folder = tmp_path / "checkpoints" / "step-000005"
+    stored = json.loads((folder / "state.json").read_text())
+    stored["state"]["unheard_of"] = 1
+    (folder / "state.json").write_text(json.dumps(stored))
+    (folder / "manifest.json").unlink()
+    checkpoint._seal(folder)
+    with pytest.raises(InputError, match="step-000005 was written by another version of minigpt2"):
+        run.newest()
+
+
 def test_when_all_are_damaged_each_is_named(tmp_path):
     run = RunFolder(tmp_path)
     for step in (5, 6):
@@ -180,6 +244,78 @@ def test_a_run_that_went_back_replaces_the_damaged_step_and_what_lay_after_it(tm
     emptied(tmp_path / "checkpoints" / "step-000006" / "state.json")
     saved(run, 4)
     assert names(run) == ["step-000004"]
+
+
+class Killed(BaseException):
+    """The process is gone, and with it everything it would still have done."""
+
+
+CALLS = ["open", "mkdir", "fsync", "rename", "replace", "unlink", "rmdir", "chmod"]
+
+
+def cut_off(monkeypatch, call, at):
+    """Call, and have the at-th use of the file system and all after it not happen; returns whether
+    it came to that.
+    """
+    n_used = 0
+
+    def mortal(real):
+        def use(*args, **more):
+            nonlocal n_used
+            n_used += 1
+            if n_used > at:
+                raise Killed
+            return real(*args, **more)
+
+        return use
+
+    with monkeypatch.context() as patch:
+        for name in CALLS:
+            patch.setattr(os, name, mortal(getattr(os, name)))
+        try:
+            call()
+        except Killed:
+            return True
+    return False
+
+
+def saved_quickly(run, step, text):
+    run.save_checkpoint(
+        TrainState(step=step, first_val_loss=float(text)),
+        write_weights=lambda folder: files.write_text(folder / "weights", text),
+        optimizer={"wte.weight.exp_avg": torch.ones(3)},
+        scaler={},
+        facts={},
+        settings={},
+    )
+
+
+@pytest.mark.parametrize("step", [6, 7], ids=["the-same-step-again", "the-next-step"])
+def test_a_save_cut_off_at_any_moment_leaves_as_many_whole_checkpoints(tmp_path, monkeypatch, step):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # takes time, and nothing dies here
+    at, died = 0, True
+    while died:
+        at += 1
+        run = RunFolder(tmp_path / str(at))
+        run.path.mkdir()
+        saved_quickly(run, 5, "1")
+        saved_quickly(run, 6, "1")
+        died = cut_off(monkeypatch, lambda run=run: saved_quickly(run, step, "2"), at)
+        left = sorted(path.name for path in (run.path / "checkpoints").iterdir())
+        whole = [path for path in run.checkpoints() if checkpoint._damage(path) is None]
+        assert len(whole) >= 2, f"cut off at {at}: {left}"
+        found = run.newest()
+        weights = (found.path / "weights").read_text()
+        assert (found.state.step, weights) in {(6, "1"), (step, "2")}
+        assert found.state.first_val_loss == float(weights)
+        with RunFolder.claim(run.path, resume=True):
+            assert run.newest().state == found.state
+            claimed = sorted(path.name for path in (run.path / "checkpoints").iterdir())
+            assert claimed in (["step-000005", "step-000006"], ["step-000006", "step-000007"])
+            saved_quickly(run, step, "2")
+        assert names(run) == [f"step-{step:06d}", f"step-{step - 1:06d}"]
+        assert run.newest().state.first_val_loss == 2.0
+    assert at > 50, "few moments were tried"
 
 
 def test_half_written_checkpoints_do_not_count_and_go_at_the_next_claim(tmp_path):
@@ -227,15 +363,22 @@ def test_everything_is_on_the_disk_before_the_name_and_the_name_before_older_one
     run.log({"step": 7})
     order = Order()
     order.watch(monkeypatch, checkpoint, "sync")
+    order.watch(monkeypatch, checkpoint, "write_json")
     order.watch(monkeypatch, Path, "rename")
     order.watch(monkeypatch, checkpoint.shutil, "rmtree")
     saved(run, 7)
     renamed = order.index(("rename", "step-000007.tmp"))
+    sealed = order.index(("write_json", "manifest.json"))
     before, after = order[:renamed], order[renamed + 1 :]
-    for name in ("model.safetensors", "optimizer.safetensors", "state.json", "metrics.jsonl"):
-        assert ("sync", name) in before
-    assert ("sync", "step-000007.tmp") in before, "the folder's own names too"
-    assert after == [("sync", "checkpoints"), ("rmtree", "step-000005")]
+    for name in ("model.safetensors", "optimizer.safetensors", "state.json"):
+        assert ("sync", name) in order[:sealed]
+    for name in ("step-000007.tmp", "metrics.jsonl", tmp_path.name):
+        assert ("sync", name) in before[sealed:], "the names in folders too"
+    assert after[0] == ("sync", "checkpoints")
+    gone = [entry for entry in after[1:] if entry[1] != "step-000007.tmp"]
+    taken, removed = ("rename", "step-000005"), ("rmtree", "step-000005.tmp")
+    assert gone.index(taken) < len(gone) - 1 - gone[::-1].index(removed), "the name goes first"
+    assert set(gone) == {taken, removed}
 
 
 @pytest.mark.parametrize("stage", ["write_tensors", "_seal", "_put_in_place"])
@@ -257,16 +400,67 @@ def test_a_save_that_fails_leaves_the_one_before_and_says_so(tmp_path, monkeypat
     assert run.newest().state.step == 5
 
 
+@pytest.mark.parametrize("problem", [KeyboardInterrupt(), RuntimeError("a bug")], ids=repr)
+def test_a_save_that_is_given_up_leaves_nothing_of_its_own(tmp_path, problem):
+    run = RunFolder(tmp_path)
+    saved(run, 5)
+
+    def give_up(folder):
+        (folder / "model.safetensors").write_text("half")
+        raise problem
+
+    with pytest.raises(type(problem)):
+        run.save_checkpoint(
+            TrainState(step=6),
+            write_weights=give_up,
+            optimizer={},
+            scaler={},
+            facts={},
+            settings={},
+        )
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000005"]
+
+
+def test_files_in_folders_are_sealed_too(tmp_path):
+    def write(folder):
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "weights").write_text("abc")
+
+    run = RunFolder(tmp_path)
+    for step in (5, 6):
+        run.save_checkpoint(
+            TrainState(step=step),
+            write_weights=write,
+            optimizer={},
+            scaler={},
+            facts={},
+            settings={},
+        )
+    assert run.newest().state.step == 6
+    (tmp_path / "checkpoints" / "step-000006" / "adapter" / "weights").write_text("abd")
+    assert run.newest().state.step == 5
+
+
 def test_a_disk_without_room_is_seen_before_anything_is_written(tmp_path, monkeypatch):
     run = RunFolder(tmp_path)
     saved(run, 5)
-    usage = shutil.disk_usage(tmp_path)._replace(free=20_000)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(
-        InputError, match=r"No space left on device \(0.0 MB are needed, 0.0 MB are"
-    ):
+    written = sum(path.stat().st_size for path in run.checkpoints()[0].iterdir())
+
+    def with_free(n_bytes):
+        usage = shutil.disk_usage(tmp_path)._replace(free=n_bytes)
+        monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+
+    with_free(written // 2)
+    message = (
+        r"No space left on device \(0.0 MB are needed, 0.0 MB are free\); .*step-000005 is intact"
+    )
+    with pytest.raises(InputError, match=message):
         saved(run, 6)
     assert names(run) == ["step-000005"]
+    monkeypatch.undo()
+    with_free(int(1.2 * written))
+    saved(run, 6)
+    assert names(run) == ["step-000006", "step-000005"]
 
 
 @pytest.mark.parametrize("name", FACTS)
@@ -300,6 +494,35 @@ def test_a_refused_claim_leaves_the_folder_free(tmp_path):
         with pytest.raises(InputError, match="already holds a run"):
             RunFolder.claim(tmp_path, resume=False)
     assert not (tmp_path / "run.owner").exists()
+
+
+def test_a_refused_folder_is_not_swept(tmp_path):
+    tiny().save_pretrained(tmp_path)
+    (tmp_path / ".tmpAb3xZ9").write_text("somebody else's")
+    with pytest.raises(InputError, match="already holds a run or a model"):
+        RunFolder.claim(tmp_path, resume=False)
+    assert (tmp_path / ".tmpAb3xZ9").exists()
+
+
+def test_a_disk_that_breaks_does_not_hide_why_the_run_ended(tmp_path, monkeypatch):
+    def read_only(*_args, **_more):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    run = RunFolder.claim(tmp_path / "run", resume=False)
+    with pytest.raises(InputError, match="what went wrong"), run:
+        monkeypatch.setattr(Path, "unlink", read_only)
+        raise InputError("what went wrong")
+    monkeypatch.undo()
+    RunFolder.claim(tmp_path / "run", resume=False).release()
+
+
+def test_a_file_system_that_cannot_lock_is_refused(tmp_path, monkeypatch):
+    def cannot(_lock):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(checkpoint.FileLock, "acquire", cannot)
+    with pytest.raises(InputError, match="cannot be locked: No locks available"):
+        RunFolder.claim(tmp_path / "run", resume=False)
 
 
 def test_a_run_that_died_before_its_first_checkpoint_may_be_resumed(tmp_path, caplog):
@@ -350,6 +573,22 @@ def test_a_log_that_cannot_be_written_never_stops_training_and_warns_once(
     monkeypatch.setattr(checkpoint, "_append_line", real)
     run.log({"step": 3})
     assert [line["step"] for line in run.read_metrics()] == [0, 3]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_met_with_one_warning_until_it_takes_lines_again(tmp_path, caplog):
+    run = RunFolder(tmp_path)
+    run.metrics_path.symlink_to("/dev/full")
+    run.log({"step": 1})
+    run.log({"step": 2})
+    assert caplog.text.count("cannot be written (No space left on device)") == 1
+    run.metrics_path.unlink()
+    run.log({"step": 3})
+    assert run.read_metrics() == [{"step": 3}]
+    run.metrics_path.unlink()
+    run.metrics_path.symlink_to("/dev/full")
+    run.log({"step": 4})
+    assert len(caplog.records) == 2, "a new fault is a new warning"
 
 
 def test_what_the_run_was_started_with_comes_back_and_damage_is_nothing(tmp_path):

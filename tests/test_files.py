@@ -13,7 +13,15 @@ import zipfile
 import pytest
 
 from minigpt2.errors import InputError, NotFoundError
-from minigpt2.files import current_umask, describe, read_json, replace_file, write_json, write_text
+from minigpt2.files import (
+    current_umask,
+    describe,
+    read_json,
+    remove_leftovers,
+    replace_file,
+    write_json,
+    write_text,
+)
 
 
 def names_in(folder):
@@ -94,6 +102,61 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_file(tmp_path):
             writer.kill()
         text = path.read_text()
         assert len(text) == 100_000 and len(set(text)) == 1
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def die(temporary):
+        os.link(temporary, tmp_path / "kept")  # the name is all that matters here
+        left.append(temporary.name)
+        raise Killed
+
+    left = []
+    with pytest.raises(Killed):
+        replace_file(tmp_path / "notes.txt", die)
+    (tmp_path / "kept").rename(tmp_path / left[0])
+    remove_leftovers(tmp_path)
+    assert names_in(tmp_path) == []
+
+
+LARGE_WRITER = """
+import sys, torch
+from pathlib import Path
+from minigpt2.weights import write_tensors
+print(flush=True)
+while True:
+    write_tensors(Path(sys.argv[1]), {"a": torch.zeros(4_000_000)})
+"""
+
+
+@pytest.mark.slow
+def test_all_that_a_killed_writer_of_tensors_leaves_is_removed(tmp_path):
+    folder, moments, n_left = tmp_path / "run", random.Random(6), 0
+    folder.mkdir()
+    for _ in range(8):
+        with subprocess.Popen(
+            [sys.executable, "-c", LARGE_WRITER, str(folder / "w.safetensors")],
+            stdout=subprocess.PIPE,
+        ) as writer:
+            writer.stdout.readline()
+            time.sleep(moments.uniform(0.02, 0.2))
+            writer.kill()
+        n_left += len(names_in(folder)) - (folder / "w.safetensors").exists()
+        remove_leftovers(folder)
+        assert names_in(folder) in ([], ["w.safetensors"])
+    assert n_left > 0, "no kill came while a file was written"
+
+
+def test_only_the_names_that_are_ours_are_removed(tmp_path):
+    ours = [".model.safetensors.ab3_x9zq.tmp", ".tmpAb3xZ9"]
+    theirs = ["notes.tmp", ".hidden", "tmpAb3xZ9", ".tmp", ".tmpAb3xZ", ".notes.ABCDEFGH.tmp"]
+    for name in ours + theirs:
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".folder.abcdefgh.tmp").mkdir()
+    remove_leftovers(tmp_path)
+    assert names_in(tmp_path) == sorted([*theirs, ".folder.abcdefgh.tmp"])
 
 
 def test_text_is_written_as_utf8_with_line_feeds(tmp_path):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -93,6 +94,18 @@ def log_of(driver):
     return (driver.folder / "log.txt").read_text()
 
 
+def wait_for_a_save(out, pid):
+    """Come back while a checkpoint is being written, or when the process has ended."""
+    with contextlib.suppress(ProcessLookupError):
+        while not is_saving(out):
+            os.kill(pid, 0)
+
+
+def is_saving(out):
+    """Whether a checkpoint is half-written; so it stays when its writer is killed."""
+    return any(out.glob("checkpoints/*.tmp"))
+
+
 def lost_steps(out):
     """How many logged steps the newest checkpoint does not have."""
     logged = RunFolder(out).read_metrics()[-1:]
@@ -112,12 +125,14 @@ def test_killed_runs_end_as_the_run_that_was_never_stopped(driver, tmp_path, mic
     expected = contents(tmp_path / "whole")
     assert len(expected[1]) == STEPS + 1
     moments = random.Random(micro_batch_size)
-    kills = n_runs = 0
+    kills = n_runs = in_saves = 0
     while kills < KILLS:
         out, n_runs, resume = tmp_path / f"run{n_runs}", n_runs + 1, []
         while True:
             pid = driver.start(*flags(driver, out, *more, *resume))
             time.sleep(moments.uniform(0, 0.8 * seconds))
+            if kills % 2:
+                wait_for_a_save(out, pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             code = driver.wait()
@@ -125,10 +140,12 @@ def test_killed_runs_end_as_the_run_that_was_never_stopped(driver, tmp_path, mic
                 break
             assert code == -signal.SIGKILL, log_of(driver)
             kills += 1
+            in_saves += is_saving(out)
             assert lost_steps(out) <= 1
             began_before = (out / "run.json").exists() or (out / "checkpoints").exists()
             resume = ["--resume"] * began_before
         assert contents(out) == expected
+    assert in_saves > 0, "no kill came while a checkpoint was written"
 
 
 def test_a_run_killed_while_it_saves_first_starts_at_step_0(driver, tmp_path):
@@ -153,12 +170,17 @@ def test_a_run_killed_while_it_saves_first_starts_at_step_0(driver, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_the_resumed_run_is_the_whole_one(driver, tmp_path, number):
-    out, sparse = tmp_path / "run", ["--save-every", 100]
-    pid = driver.start(*flags(driver, out, *sparse))
-    while not RunFolder(out).read_metrics():
-        time.sleep(0.002)
-    os.kill(pid, number)
-    assert driver.wait() in (128 + number, 0), log_of(driver)
+    sparse = ["--save-every", 100]
+    for attempt in range(5):  # a run may end before the signal comes
+        out = tmp_path / f"run{attempt}"
+        pid = driver.start(*flags(driver, out, *sparse))
+        while not RunFolder(out).read_metrics():
+            time.sleep(0.002)
+        os.kill(pid, number)
+        code = driver.wait()
+        if code != 0:
+            break
+    assert code == 128 + number, log_of(driver)
     assert RunFolder(out).newest().state.step == RunFolder(out).read_metrics()[-1]["step"]
     assert driver.run(*flags(driver, out, *sparse, "--resume")) == 0, log_of(driver)
     assert driver.run(*flags(driver, tmp_path / "whole", *sparse)) == 0
@@ -201,16 +223,56 @@ def test_a_disk_that_takes_no_more_ends_the_run_with_the_last_checkpoint_intact(
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
     code += "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
     out = tmp_path / "run"
-    argv = [sys.executable, "-c", code, ROOT / "train.py", *flags(driver, out)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MINIGPT2_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [str(part) for part in argv], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 2, done.stderr
-    last = done.stderr.strip().splitlines()[-1]
+    ended = run_script([sys.executable, "-c", code], driver, flags(driver, out))
+    assert ended.returncode == 2, ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
     assert last.startswith("error: step 1 could not be saved") and "step-000000 is intact" in last
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000000"]
     assert RunFolder(out).newest().state.step == 0
+    goes_on_as_the_whole_run(driver, out, tmp_path)
+
+
+SMALL_DISK = """
+set -e
+mount -t tmpfs -o size=$1 tmpfs "$2"
+small="$2" kept="$3"
+shift 3
+code=0
+"$@" || code=$?
+cp -a "$small/." "$kept"
+exit $code
+"""
+
+
+@pytest.mark.parametrize("size", ["220k", "400k", "600k"])
+def test_a_full_disk_ends_the_run_with_the_last_checkpoint_intact(driver, tmp_path, size):
+    small, kept = tmp_path / "small", tmp_path / "kept"
+    small.mkdir()
+    kept.mkdir()
+    alone = ["unshare", "--map-root-user", "--mount", "sh", "-c", SMALL_DISK, "sh"]
+    place = [size, str(small), str(kept)]
+    if shutil.which("unshare") is None or subprocess.run([*alone, *place, "true"]).returncode:
+        pytest.skip("this system does not let its users mount a small disk of their own")
+    out = kept / "run"
+    ended = run_script([*alone, *place, sys.executable], driver, flags(driver, small / "run"))
+    assert ended.returncode == 2, ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert "No space left on device" in last and " is intact; make room" in last
+    assert not is_saving(out)
+    assert RunFolder(out).newest().path == RunFolder(out).checkpoints()[0]
+    goes_on_as_the_whole_run(driver, out, tmp_path)
+
+
+def run_script(start, driver, argv):
+    """Run train.py by itself in a process that `start` makes."""
+    cache = str(driver.folder / "cache")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MINIGPT2_CACHE": cache}
+    command = [str(part) for part in [*start, ROOT / "train.py", *argv]]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def goes_on_as_the_whole_run(driver, out, tmp_path):
+    """Resume a run, and compare its end with a run that was never stopped."""
     assert driver.run(*flags(driver, out, "--resume")) == 0, log_of(driver)
-    assert driver.run(*flags(driver, tmp_path / "whole")) == 0
+    assert driver.run(*flags(driver, tmp_path / "whole")) == 0, log_of(driver)
     assert contents(out) == contents(tmp_path / "whole")
