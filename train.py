@@ -68,9 +68,9 @@ def train(options: TrainOptions, run: RunFolder, device: torch.device, world: Wo
     if start and start.state.ended(job.plan.max_steps):
         done, wanted = start.state.step, job.plan.max_steps
         logger.info("nothing to do: %s is at step %s of %s", run.path, done, wanted)
-        return
-    with Display(options, job, start) as show:
-        fit(job, start=start, on_step=show)
+    else:
+        with Display(options, job, start) as show:
+            fit(job, start=start, on_step=show)
     if world.is_main:
         finish(options, job)
 
@@ -83,7 +83,7 @@ def build(
     from minigpt2.generate import check_fits
     from minigpt2.precision import Precision, pick_dtype
     from minigpt2.tokenizer import Tokenizer
-    from minigpt2.training import Job
+    from minigpt2.training import Job, settings_of
 
     precision = Precision(device, pick_dtype(options.dtype, device, training=True))
     start = run.newest() if options.resume and run.checkpoints() else None
@@ -97,19 +97,22 @@ def build(
         corpus = prepare(
             options.data, tokenizer, val_paths=options.val_data, val_fraction=options.val_fraction
         )
+    if options.training.patience and corpus.val is None:
+        raise InputError("--patience needs held-out text: give --val-data or --val-fraction")
     plan = decide(options, model, corpus, precision, world, start)
     facts = {
+        "--val-fraction": 0.0 if options.val_data else options.val_fraction,
         "--data": corpus.identity,
         "tokenizer": tokenizer.identity,
         "--preset" if options.preset else "--model": options.preset or options.model,
         "--lora-rank": options.lora_rank,
+        "--lora-alpha": options.lora_rank and (options.lora_alpha or 2 * options.lora_rank),
         "--batch-size": plan.batch_size,
         "--block-size": plan.block_size,
         "--seed": plan.seed,
     }
     if start:
         start.require(facts)
-        tell_changes(start, plan)
     need = forecast(options, model, precision, world)(
         micro_batch_size=plan.micro_batch_size,
         block_size=plan.block_size,
@@ -118,6 +121,8 @@ def build(
     scorer = place(options, model, plan, precision, world)
     write = writer(options, model, tokenizer)
     job = Job(model, scorer, tokenizer, corpus, plan, run, precision, facts, write, world)
+    if start:
+        tell_changes(start, settings_of(job))
     announce(options, job, start, need)
     return job, start
 
@@ -138,8 +143,11 @@ def first_model(options: TrainOptions, start: Checkpoint | None) -> GPT2:
         model = GPT2(PRESETS[options.preset], generator=random)
     else:
         model = GPT2.from_pretrained(options.model)
-    if options.dropout is not None:
-        model.set_dropout(options.dropout)
+    dropout = options.dropout
+    if dropout is None and start:
+        dropout = start.settings["dropout"]  # a base model has its own
+    if dropout is not None:
+        model.set_dropout(dropout)
     if options.lora_rank and start:
         load_adapter(model, start.path)
     elif options.lora_rank:
@@ -207,6 +215,7 @@ def announce(
     """Say what is about to happen, on the screen and in the run folder."""
     from minigpt2 import memory
     from minigpt2.precision import describe_device
+    from minigpt2.training import settings_of
 
     plan, model, world = job.plan, job.model, job.world
     n_parameters = sum(p.numel() for p in model.parameters())
@@ -224,7 +233,8 @@ def announce(
         plan.micro_batch_size,
         f" in each of {world.size} processes" if world.size > 1 else "",
     )
-    logger.info(memory.table(need, job.precision.device))
+    sharing = world.size if job.precision.device.type == "cpu" else 1
+    logger.info(memory.table(need, job.precision.device, sharing))
     if not world.is_main:
         return
     sessions = job.run.read_info().get("sessions", []) if start else []
@@ -259,15 +269,15 @@ def announce(
                 "n_val_tokens": len(corpus.val.tokens) if corpus.val else 0,
                 "identity": corpus.identity,
             },
-            "settings": {**asdict(plan), "dropout": model.config.resid_pdrop},
+            "settings": settings_of(job),
             "memory": {**asdict(need), "total": need.total},
         }
     )
 
 
-def tell_changes(start: Checkpoint, plan: Plan) -> None:
+def tell_changes(start: Checkpoint, settings: dict[str, object]) -> None:
     """Say which settings are no longer those of the run, which is then another run from here on."""
-    for name, value in asdict(plan).items():
+    for name, value in settings.items():
         before = start.settings.get(name, value)
         if before != value and name != "micro_batch_size":
             logger.warning("%s was %s, from here on it is %s", flag(name), before, value)

@@ -216,10 +216,10 @@ def _usage(record: Record) -> str:
         imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
     return f"""## How to use
 
-With minigpt2, in the folder of this file:
+With minigpt2, from its own folder:
 
 ```
-python sample.py --model . --prompt "Once"
+python sample.py --model FOLDER_OF_THIS_FILE --prompt "Once"
 ```
 
 With {library}:

@@ -192,6 +192,12 @@ class RunFolder:
         self._damaged.discard(final)
         self._prune(final)
 
+    def discard(self, step: int) -> None:
+        """Remove the checkpoint of a step that turned out to be of no use, if there is one."""
+        path = self.path / "checkpoints" / f"step-{step:06d}"
+        if path.exists():
+            _remove(path)
+
     def newest(self) -> Checkpoint:
         """The newest checkpoint that is whole; damaged ones are named in a warning.
 
@@ -259,19 +265,21 @@ class RunFolder:
         if resume and self._step_folders() and not self.checkpoints():
             self.newest()  # names what is wrong with each: starting anew would remove them
         if resume and not self._step_folders():
-            if not died_early:
+            # the first checkpoint is written before anything is measured
+            if not died_early or self.read_metrics() or self._holds_weights():
                 raise NotFoundError(
                     f"--resume: {self.path} holds no checkpoint; check --out, or start without "
-                    "--resume"
+                    "--resume in another one"
                 )
             logger.info("%s was stopped before its first checkpoint: starting at step 0", self.path)
-        if not resume and (
-            self._step_folders() or died_early or (self.path / "config.json").exists()
-        ):
+        if not resume and (self._step_folders() or died_early or self._holds_weights()):
             raise InputError(
                 f"--out {self.path} already holds a run or a model: add --resume or choose another "
                 "--out"
             )
+
+    def _holds_weights(self) -> bool:
+        return any((self.path / name).exists() for name in ("config.json", "adapter_config.json"))
 
     def _sweep(self) -> None:
         """Remove what killed processes left, and end what they had begun."""

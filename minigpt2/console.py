@@ -42,7 +42,7 @@ OUT_OF_MEMORY = (
 )
 OTHER_PROCESS = (
     "another process of this run has ended or cannot be reached: its own message says why; "
-    "the last checkpoint is intact, go on with --resume"
+    "if there is a checkpoint it is intact, and --resume goes on from it"
 )
 # each class's fields become flags of their own, without the class's name in front
 PLAIN_FLAGS = (tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
+
+logger = logging.getLogger(__name__)
 
 
 class Stopped(Exception):
@@ -42,6 +46,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     def ask(number: int, frame: FrameType | None) -> None:
         request.signal_number = number
+        name = signal.Signals(number).name
+        text = f"{name}: stopping after this step; a second one stops without saving\n"
+        if logger.isEnabledFor(logging.WARNING):
+            os.write(2, text.encode())  # logging may be in the middle of a line
         signal.signal(number, before[signal.Signals(number)])
 
     for number in numbers:

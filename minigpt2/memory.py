@@ -29,9 +29,9 @@ FLOAT = 4  # bytes of a float32
 # What is no tensor. CPU: Python, torch and its libraries; CUDA: the workspaces of matrix products.
 FIXED = {"cpu": 340_000_000, "cuda": 50_000_000, "mps": 50_000_000}
 # The C library serves what is below 32 MiB from a heap, in which freed pieces leave holes that the
-# next tensors do not fit into. Measured with 124M, the holes are 5 to 50 % of all tensors; with
-# every tensor mapped by itself (MALLOC_MMAP_THRESHOLD_=262144) there are none, and the rest of the
-# forecast is then right within 1 %.
+# next tensors do not fit into: with 124M, 5 to 50 % of all tensors. These shares bring the totals
+# of benchmarks/memory.py within 11 %. Where every tensor is mapped by itself, there are no holes,
+# and the rest of the forecast is right within 2 %.
 HEAP_PIECE = 2**25
 HOLES_IN_ACTIVATIONS, HOLES_IN_GRADIENTS = 0.5, 0.3
 
@@ -111,7 +111,7 @@ def forecast(
     )
     overhead = FIXED[device.type]
     if device.type == "cpu":
-        overhead += _holes(batch, trained, activation_checkpointing)
+        overhead += _holes(batch, trained)
     return MemoryForecast(
         weights=weights,
         gradients=gradients,
@@ -251,10 +251,11 @@ def _moments(
     yield trained, batch.stream, table * (config.tie_word_embeddings + accumulated)
 
 
-def _holes(batch: MicroBatch, trained: int, recomputed: bool) -> int:
-    n_layer = batch.config.n_layer
-    pieces = batch.kept + n_layer * [batch.stream] if recomputed else n_layer * batch.kept
-    in_heap = sum(piece for piece in pieces if piece < HEAP_PIECE)
+def _holes(batch: MicroBatch, trained: int) -> int:
+    """Also with recomputed blocks: a block's gradients settle in the room that it leaves, and the
+    block before it takes new room.
+    """
+    in_heap = batch.config.n_layer * sum(piece for piece in batch.kept if piece < HEAP_PIECE)
     return int(HOLES_IN_ACTIVATIONS * in_heap + HOLES_IN_GRADIENTS * trained)
 
 
@@ -288,9 +289,9 @@ def fitting_micro_batch(
     return 1
 
 
-def table(need: MemoryForecast, device: torch.device) -> str:
-    """A forecast in two lines for people, in GB, beside what the device has."""
-    may = budget(device)
+def table(need: MemoryForecast, device: torch.device, n_processes: int = 1) -> str:
+    """A forecast in two lines for people, in GB, beside the budget of one process."""
+    may = budget(device, n_processes)
     than = "more than" if need.total > may else "of"
     parts = ", ".join(
         f"{field.name} {getattr(need, field.name) / GB:.1f}" for field in fields(need)

@@ -209,7 +209,8 @@ def _memorised(lines: Sequence[Metrics], judged: Sequence[Evaluation], best: Eva
         for begin, end in (around_best, (steps[-2], last.step))
     )
     worse = last.val_loss - best.val_loss > CLEARLY
-    return bool(worse and early and late and fmean(late) < fmean(early))
+    # a run that diverged may fall back a little too
+    return bool(worse and early and late and fmean(late) < min(fmean(early), losses[0][1]))
 
 
 def duration(lines: Iterable[Metrics]) -> float:

@@ -180,6 +180,8 @@ def fit(
     if start is not None:
         load_optimizer_tensors(job.model, optimizer, start.optimizer_tensors())
         job.precision.scaler.load_state_dict(start.scaler)
+        if state.best_step == state.step and state.unjudged is None:
+            _publish_best(job)  # the folder's may be those of a later step, or damaged
     if world.is_main:
         run.forget_after(state.step if state.unjudged is None else state.step - 1)
 
@@ -305,9 +307,7 @@ def judge(
         scorer = distributed.unwrapped(job.scorer)
         metrics["val_loss"] = loss = mean_loss(scorer, scored, job.precision, world)
         if not math.isfinite(loss):
-            raise InputError(
-                f"the held-out loss at step {state.step} is {loss}: {_advice(job.run)}"
-            )
+            raise InputError(_ruined(job, state, loss))
         best = state.best_val_loss is None or loss < state.best_val_loss
         waited = 0 if best else state.evaluations_without_gain + 1
         state = replace(state, evaluations_without_gain=waited)
@@ -317,14 +317,19 @@ def judge(
             state = replace(state, best_val_loss=loss)
     if best:
         state = replace(state, best_step=state.step)
-        weights = _as_one_process(job)
-        if world.is_main:
-            job.write_weights(weights, job.run.path)
+        _publish_best(job)
     if world.is_main or distributed.is_sharded(job.model):
         prompt, text = _sample(job)
         if world.is_main:
             job.run.log_sample(state.step, prompt, text)
     return state, metrics
+
+
+def _publish_best(job: Job) -> None:
+    """Make the weights of this moment those that the run folder stands for."""
+    weights = _as_one_process(job)
+    if job.world.is_main:
+        job.write_weights(weights, job.run.path)
 
 
 def save(job: Job, state: TrainState, optimizer: torch.optim.AdamW) -> None:
@@ -338,7 +343,7 @@ def save(job: Job, state: TrainState, optimizer: torch.optim.AdamW) -> None:
             optimizer=tensors,
             scaler=job.precision.scaler.state_dict(),
             facts=job.facts,
-            settings=asdict(job.plan),
+            settings=settings_of(job),
         )
 
 
@@ -347,6 +352,12 @@ def _until(asked_to_stop: Callable[[], int], batches: Iterator[Batch]) -> Iterat
         if asked_to_stop():
             raise _Interrupted
         yield batch
+
+
+def settings_of(job: Job) -> dict[str, object]:
+    """What may be another value in a resumed run, which is then another run from there on."""
+    dtype = str(job.precision.dtype).removeprefix("torch.")
+    return {**asdict(job.plan), "dropout": job.model.config.resid_pdrop, "dtype": dtype}
 
 
 def mixed(seed: int, number: int) -> int:
@@ -418,10 +429,22 @@ def _diagnosis(job: Job, batches: Batches, state: TrainState, problem: str) -> s
     return f"step {step}: {problem}; {found}; {_advice(job.run)}"
 
 
+def _ruined(job: Job, state: TrainState, loss: float) -> str:
+    """What to say of weights whose held-out loss is not a number; their checkpoint is dropped."""
+    bad = [name for name, p in job.model.named_parameters() if not p.detach().isfinite().all()]
+    where = f"; {bad[0]} holds values that are not finite" if bad else ""
+    if state.step == 0:
+        return f"the held-out loss before training is {loss}{where}: the model is damaged"
+    if job.world.is_main:
+        job.run.discard(state.step)
+    job.world.gather(None)
+    return f"the held-out loss at step {state.step} is {loss}{where}; {_advice(job.run)}"
+
+
 def _advice(run: RunFolder) -> str:
     saved = run.checkpoints()
     kept = f"{saved[0]} is intact" if saved else "no checkpoint was written yet"
-    return f"{kept}; try a lower --learning-rate or --dtype float32"
+    return f"{kept}; go on from it with --resume and a lower --learning-rate, or --dtype float32"
 
 
 def _loss_of(job: Job, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:

@@ -95,6 +95,16 @@ def test_weights_optimizer_and_state_come_back_bit_for_bit(tmp_path):
         assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+def test_a_discarded_checkpoint_is_gone_and_the_one_before_is_the_newest(tmp_path):
+    run = RunFolder(tmp_path)
+    for step in (5, 6):
+        saved(run, step)
+    run.discard(6)
+    run.discard(99)
+    assert names(run) == ["step-000005"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000005"]
+
+
 def test_the_two_highest_steps_are_kept(tmp_path):
     run = RunFolder(tmp_path)
     for step in (9, 10, 1_000_000):
@@ -534,6 +544,18 @@ def test_a_run_that_died_before_its_first_checkpoint_may_be_resumed(tmp_path, ca
     with RunFolder.claim(tmp_path, resume=True) as run:
         assert run.checkpoints() == []
     assert "starting at step 0" in caplog.text
+
+
+@pytest.mark.parametrize("left", ["metrics", "weights"])
+def test_a_run_whose_checkpoints_were_deleted_is_not_begun_anew(tmp_path, left):
+    run = RunFolder(tmp_path)
+    run.write_info({"sessions": []})
+    if left == "metrics":
+        run.log({"step": 220})
+    else:
+        tiny().save_pretrained(tmp_path)
+    with pytest.raises(NotFoundError, match="holds no checkpoint"):
+        RunFolder.claim(tmp_path, resume=True)
 
 
 def test_metrics_survive_lines_cut_off_by_a_crash_or_a_full_disk(tmp_path):

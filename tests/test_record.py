@@ -224,3 +224,11 @@ def test_an_empty_folder_is_an_empty_record_without_problems(tmp_path):
     record = read_record(RunFolder(tmp_path))
     assert (record.lines, record.samples, record.info, record.problems) == ([], [], {}, [])
     assert record.name == tmp_path.name
+
+
+def test_a_run_that_diverged_and_fell_back_has_not_memorised():
+    lines = [{"step": 0, "val_loss": 5.7}, {"step": 1, "loss": 5.7}]
+    lines += [{"step": 5, "loss": 900.0, "val_loss": 1027.0}, {"step": 6, "loss": 341.0}]
+    lines += [{"step": 10, "loss": 300.0, "val_loss": 293.0}]
+    assert "memorised" not in summary(lines)
+    assert summary(lines).endswith("try a lower --learning-rate or more text")

@@ -14,6 +14,7 @@ import torch
 
 from minigpt2.model import GPT2
 from minigpt2.tokenizer import Tokenizer
+from minigpt2.weights import read_tensors
 from scripts import ROOT, run_alone, run_here, tiny_folder
 
 TEXT = "".join(f"The {n}th lamp is lit, and the sea says {n * n}.\n" for n in range(60))
@@ -68,6 +69,7 @@ REFUSED_TRAINING = [
     ("--data {text} --preset nano --lora-rank 4", "--preset starts without: choose one"),
     ("--data {text} --model {model} --lora-rank 4 --fsdp", "--lora-rank with --fsdp"),
     ("--data {text} --model {model} --fsdp", "start them with torchrun"),
+    ("--data {text} --model {model} --val-fraction 0 --patience 1", "--patience needs held-out"),
 ]
 
 
@@ -196,7 +198,9 @@ def test_adapters_are_trained_resumed_sampled_and_merged(capsys, tmp_path, text,
     resumed = train(capsys, text, parts, *settings, "--resume")
     assert resumed.code == 0, resumed.err
     for name in ("adapter_model.safetensors", "checkpoints/step-000004/optimizer.safetensors"):
-        assert (whole / name).read_bytes() == (parts / name).read_bytes(), name
+        ours, theirs = (read_tensors(out / name)[0] for out in (whole, parts))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
     assert (whole / "checkpoints/step-000004/adapter_config.json").exists()
 
     base, tuned, merged = (GPT2.from_pretrained(path) for path in (model, whole, whole / "merged"))
@@ -207,6 +211,12 @@ def test_adapters_are_trained_resumed_sampled_and_merged(capsys, tmp_path, text,
         sample(capsys, path, "--prompt", "The", "--seed", 3) for path in (whole, whole / "merged")
     ]
     assert said[0].code == 0 and said[0].out == said[1].out
+
+    shutil.rmtree(whole / "merged")
+    again = train(capsys, text, whole, *settings, "--resume")
+    assert "nothing to do" in again.err and (whole / "merged" / "model.safetensors").exists()
+    refused = train(capsys, text, whole, *settings, "--resume", "--lora-alpha", 64)
+    assert "--lora-alpha was 6 in" in refused.last_line
 
     other = tiny_folder(tmp_path / "other", vocab_size=301)
     shutil.copytree(other, model, dirs_exist_ok=True)
@@ -221,6 +231,14 @@ def test_a_changed_setting_is_told_and_the_run_goes_on(capsys, tmp_path, text, m
     assert result.code == 0
     assert "--max-steps was 2, from here on it is 3" in result.err
     assert "--learning-rate was 5e-05, from here on it is 0.5" in result.err
+
+
+def test_a_resumed_run_keeps_its_dropout(capsys, tmp_path, text, model):
+    settings = ["--model", model, "--batch-size", 3, "--lora-rank", 2, "--max-steps"]
+    assert train(capsys, text, tmp_path / "run", *settings, 2, "--dropout", 0.5).code == 0
+    result = train(capsys, text, tmp_path / "run", *settings, 3, "--resume")
+    assert result.code == 0 and "--dropout" not in result.err
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["dropout"] == 0.5
 
 
 def test_the_run_folder_says_how_it_was_made(capsys, tmp_path, text, model):
@@ -296,6 +314,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, text, model, number, cod
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
+    assert "stopping after this step; a second one stops without saving" in err
     assert re.search(r"everything is saved, go on with: python .*train\.py --data .* --resume", err)
     saved = {path.name for path in (out / "checkpoints").iterdir()}
     assert saved == {"step-000000", f"step-{len(metrics.read_text().splitlines()) - 1:06d}"}

@@ -447,6 +447,17 @@ def test_the_folder_stands_for_the_best_weights_not_the_last(tmp_path, corpus):
     assert torch.equal(parameters(last), parameters(job.model))
 
 
+def test_resuming_at_the_best_step_mends_the_folders_weights(tmp_path, corpus):
+    job = make_job(tmp_path / "run", corpus)
+    state = fit(job)
+    assert state.best_step == state.step == 6
+    weights = tmp_path / "run" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    resumed(job)
+    assert weights.read_bytes() == whole
+
+
 def test_patience_ends_a_run_that_no_longer_gains(tmp_path, corpus):
     job = make_job(tmp_path / "run", corpus, max_steps=9, eval_every=1, patience=3)
     state = fit(job, on_step=ruin(job, after=2))
@@ -486,6 +497,32 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_says_where_it_arose(tmp_p
     told = json.loads((tmp_path / "run" / "not-finite-step-000004.json").read_text())
     assert (told["step"], told["where"]) == (4, "output of h.1.mlp.c_fc")
     assert len(told["rows"]) == 5
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_weights_that_cannot_be_judged_are_named_and_their_checkpoint_is_dropped(
+    tmp_path, corpus, monkeypatch, at
+):
+    job = make_job(tmp_path / "run", corpus, weight_decay=0.0)
+
+    def poison():
+        with torch.no_grad():
+            job.model.h[1].mlp.c_proj.bias[0] = float("nan")
+
+    real = training.save
+
+    def save(job, state, optimizer):
+        real(job, state, optimizer)
+        if state.step == at:
+            poison()
+
+    monkeypatch.setattr(training, "save", save)
+    with pytest.raises(InputError) as error:
+        fit(job)
+    assert "h.1.mlp.c_proj.bias holds values that are not finite" in str(error.value)
+    expected = "before training is nan" if at == 0 else "at step 2 is nan"
+    assert expected in str(error.value)
+    assert [path.name for path in job.run.checkpoints()] == ["step-000000"]
 
 
 def test_a_poisoned_document_is_named(tmp_path):
