@@ -157,7 +157,10 @@ class CausalSelfAttention(nn.Module):
         return self.resid_dropout(self.c_proj(rearrange(y, "b h t d -> b t (h d)")))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """softmax(q k^T * scale, where visible) v, never holding the (T, S) scores in memory."""
+        """softmax(q k^T * scale, where visible) v.
+
+        The (T, S) scores are never held in memory, but on the CPU with dropout.
+        """
         dtype = q.dtype
         if self.upcast:
             q, k, v = (part.to(torch.promote_types(dtype, torch.float32)) for part in (q, k, v))
