@@ -1,4 +1,4 @@
-"""Model folders from the Hugging Face Hub: found in its cache, or downloaded and checked.
+"""Models and data from the Hugging Face Hub: found in its cache, or downloaded and checked.
 
 Knows names, commits, digests and the layout of the Hub's cache
 (https://huggingface.co/docs/huggingface_hub/guides/manage-cache), nothing of what the files mean.
@@ -8,6 +8,7 @@ to whatever path the server's ETag spells, gives up at a connection reset and wa
 silent server.
 """
 
+import difflib
 import errno
 import hashlib
 import json
@@ -17,12 +18,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from . import files
 from .errors import InputError, NotFoundError
@@ -44,6 +47,11 @@ _NAME = r"\w([\w.-]{0,94}\w)?"
 HUB_ID = re.compile(rf"(?!.*(--|\.\.|\.git$)){_NAME}(/{_NAME})?", re.ASCII)
 REVISION = re.compile(r"(?!.*\.\.)\w[\w.+/-]*", re.ASCII)
 FILE_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+FILE_PATH = re.compile(r"(?![A-Za-z]:|.*(^|/)\.{0,2}(/|$))[^\\\x00-\x1f\x7f\ud800-\udfff]+")
+DATASET = re.compile(
+    r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/(?:convert/[^/]+|pr/\d+)|[^/]*))?(?:/(.*))?"
+)
+WILD = re.compile(r"[*?[]")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 DIGEST = re.compile(
     r"[0-9a-f]{40}|[0-9a-f]{64}"
@@ -55,6 +63,7 @@ LOOK_UP_SECONDS = 5  # for one answer about a file: two silences and start-up st
 PATIENCE_SECONDS = 8  # after this long without an answer, asking again will not help
 LOOK_UP_TRIES, DOWNLOAD_TRIES = 3, 5
 LONGEST_WAIT_SECONDS = 60  # that a server may ask for
+NOT_A_HUB = "{} is not a Hub (check HF_ENDPOINT, proxy and log-in page)"
 TRY_AGAIN = (408, 429, 500, 502, 503, 504)
 
 # Commit, SHA-256 of config.json, SHA-256 of model.safetensors; a digest fixes the size as well.
@@ -122,19 +131,35 @@ def model_folder(source: str | Path, revision: str | None = None) -> Path:
     cached = _cached(repo, revision)
     if cached is None and repo in TWINS:
         cached = _cached(TWINS[repo], revision)
-    if cached and (COMMIT.fullmatch(revision) or constants.HF_HUB_OFFLINE):
-        return cached
-    missing = f"and {repo} is not in the cache {constants.HF_HUB_CACHE} nor a folder here"
-    if constants.HF_HUB_OFFLINE:
-        raise NotFoundError(f"HF_HUB_OFFLINE is set {missing}: unset it or pass a local folder")
-    try:
-        return _download(repo, revision, _token(public=repo in TWINS))
-    except _Unreachable as problem:
-        if cached is None:
-            advice = "run once with network or pass a local folder"
-            raise InputError(f"{problem}, {missing}: {advice}") from problem
-        logger.warning("%s; using the copy in the cache, %s", problem, cached)
-        return cached
+    return _cached_or_downloaded(
+        cached,
+        revision,
+        lambda: _download(repo, revision, _token(public=repo in TWINS)),
+        missing=f"{repo} is not in the cache {constants.HF_HUB_CACHE} nor a folder here",
+    )
+
+
+def dataset_files(path: str, suffixes: Sequence[str]) -> list[tuple[str, Path]]:
+    """The files that a path in a dataset of the Hub stands for, downloaded if need be, with labels.
+
+    `path` is hf://datasets/OWNER/NAME[@REVISION][/PATH]: the revision a commit, branch or tag with
+    its "/" as %2F; PATH a file, a folder, or a glob in which `**` is any number of folders. A file
+    is taken whatever its name is, of folders and globs those that end in one of `suffixes` and are
+    not hidden, of a whole repository not its card. A label is the path with its commit; the list is
+    sorted by it. What was listed and downloaded before serves without network, as with
+    `model_folder`. Raises NotFoundError or InputError for what is wrong with path, network, server
+    or disk, or if nothing is found.
+    """
+    wish = _dataset_wish(path, tuple(suffixes))
+    _prepare_client()
+    from huggingface_hub import constants
+
+    return _cached_or_downloaded(
+        _cached_files(wish),
+        wish.revision,
+        lambda: _download_files(wish),
+        missing=f"{path} is not, or not whole, in the cache {constants.HF_HUB_CACHE}",
+    )
 
 
 def shard_names(index: Path) -> list[str]:
@@ -152,6 +177,26 @@ class _Unreachable(InputError):
     """Nobody answered, or nobody who is a Hub: a cached copy may serve instead."""
 
 
+def _cached_or_downloaded(
+    cached: T | None, revision: str, download: Callable[[], T], *, missing: str
+) -> T:
+    """What the cache has, if that is sure to be right or there is no better; else the download."""
+    from huggingface_hub import constants
+
+    if cached and (COMMIT.fullmatch(revision) or constants.HF_HUB_OFFLINE):
+        return cached
+    if constants.HF_HUB_OFFLINE:
+        raise NotFoundError(f"HF_HUB_OFFLINE is set and {missing}: unset it or pass a local folder")
+    try:
+        return download()
+    except _Unreachable as problem:
+        if cached is None:
+            advice = "run once with network or pass a local folder"
+            raise InputError(f"{problem}, and {missing}: {advice}") from problem
+        logger.warning("%s; using the copy in the cache %s", problem, constants.HF_HUB_CACHE)
+        return cached
+
+
 def _address(source: str | Path, revision: str | None) -> tuple[str, str]:
     """(Hub id, revision) of a source that is not a folder."""
     if Path(source).is_file():
@@ -161,9 +206,52 @@ def _address(source: str | Path, revision: str | None) -> tuple[str, str]:
     if revision is None:
         pin = PINS.get(SHORT_NAMES.get(source, source))
         return source, pin[0] if pin else "main"
+    return source, _checked_revision(revision)
+
+
+def _checked_revision(revision: str) -> str:
     if not REVISION.fullmatch(revision):
         raise InputError(f"revision {revision!r} cannot be the name of a commit, branch or tag")
-    return source, revision
+    return revision
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What a path in a dataset stands for: a glob, or a file or folder where no * is in it."""
+
+    repo: str
+    revision: str
+    glob: str
+    suffixes: tuple[str, ...]
+
+    @property
+    def parts(self) -> list[str]:
+        return self.glob.split("/")
+
+    @property
+    def above(self) -> list[str]:
+        """The folders that the glob says without * ? [, from the top."""
+        return list(takewhile(lambda part: not WILD.search(part), self.parts))
+
+    def choose(self, names: Iterable[str]) -> list[str]:
+        """Of the files that the glob fits those which hold data, sorted."""
+        if (names := sorted(names)) == [self.glob]:
+            return names
+        own = f"{self.repo.rsplit('/', 1)[-1]}.py"
+        beside = ("README.md", "dataset_infos.json", own) if self.glob == "**" else ()
+        return [n for n in names if n not in beside and n.lower().endswith(self.suffixes)]
+
+
+def _dataset_wish(path: str, suffixes: tuple[str, ...]) -> _Wish:
+    parts = DATASET.fullmatch(path)
+    if parts is None or not HUB_ID.fullmatch(parts[1]):
+        expected = "expected hf://datasets/OWNER/NAME[@REVISION][/PATH]"
+        raise InputError(f"{path!r} leads to no dataset of the Hub: {expected}")
+    revision = "main" if parts[2] is None else _checked_revision(unquote(parts[2]))
+    name = (parts[3] or "").strip("/")
+    if name and not FILE_PATH.fullmatch(name):
+        raise InputError(f"{path!r} has an empty name, a . or .. or a foreign letter in its path")
+    return _Wish(f"datasets/{parts[1]}", revision, name or "**", suffixes)
 
 
 def _pinned_digests(repo: str, commit: str) -> Mapping[str, str]:
@@ -208,17 +296,19 @@ class _Snapshot:
     """One commit in the cache: `snapshots/<commit>/<name>` are links to `blobs/<digest>`.
 
     Beside them `.minigpt2/<commit>.json` keeps size and time of each file whose digest was right,
-    so that the next start need not read 500 MB again and still notices a file that was changed.
+    so that the next start need not read 500 MB again and still notices a file that was changed, and
+    `<commit>.lists.json` the files that each glob in a dataset stands for.
     """
 
     def __init__(self, repo: str, commit: str) -> None:
         self.storage = _storage(repo)
+        self.commit = commit
         self.folder = self.storage / "snapshots" / commit
         self.digests = _pinned_digests(repo, commit)
         self._record = self.storage / ".minigpt2" / f"{commit}.json"
-        self.verified: dict[str, list[int]] = {}
-        with suppress(OSError, ValueError, TypeError):
-            self.verified.update(json.loads(self._record.read_text(encoding="utf-8")))
+        self._lists = self._record.with_suffix(".lists.json")
+        self.verified: dict[str, list[int]] = _read_record(self._record)
+        self.lists: dict[str, list[str]] = _read_record(self._lists)
 
     def find(self, name: str, etag: str = "") -> Path | None:
         """The file, if there and as its digest (pinned, the Hub's, or its blob's name) says."""
@@ -237,6 +327,8 @@ class _Snapshot:
         try:
             self._record.parent.mkdir(parents=True, exist_ok=True)
             files.write_json(self._record, self.verified)
+            if self.lists:  # with those that other runs have added by now
+                files.write_json(self._lists, _read_record(self._lists) | self.lists)
         except OSError as problem:  # a cache for reading only
             logger.info("%s: the files will be read and checked at every start", problem)
 
@@ -244,17 +336,35 @@ class _Snapshot:
 def _storage(repo: str) -> Path:
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    kind = "" if _is_dataset(repo) else "models--"
+    return Path(constants.HF_HUB_CACHE) / f"{kind}{repo.replace('/', '--')}"
+
+
+def _is_dataset(repo: str) -> bool:
+    """True for datasets/OWNER/NAME; a model is NAME or OWNER/NAME."""
+    return repo.count("/") == 2
+
+
+def _read_record(path: Path) -> dict:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _cached_snapshot(repo: str, revision: str) -> _Snapshot | None:
+    """The commit that a revision was when it was last asked for; nobody is asked."""
+    if not COMMIT.fullmatch(revision):
+        with suppress(OSError, UnicodeDecodeError):
+            revision = (_storage(repo) / "refs" / revision).read_text(encoding="ascii")
+    return _Snapshot(repo, revision) if COMMIT.fullmatch(revision) else None
 
 
 def _cached(repo: str, revision: str) -> Path | None:
     """The snapshot's folder if all that makes the model is there and intact; nobody is asked."""
-    if not COMMIT.fullmatch(revision):
-        with suppress(OSError, UnicodeDecodeError):
-            revision = (_storage(repo) / "refs" / revision).read_text(encoding="ascii")
-        if not COMMIT.fullmatch(revision):
-            return None
-    snapshot = _Snapshot(repo, revision)
+    snapshot = _cached_snapshot(repo, revision)
+    if snapshot is None:
+        return None
     recorded = dict(snapshot.verified)
     if recorded:
         complete = all(snapshot.find(name) for name in recorded)
@@ -280,6 +390,37 @@ def _collect_weights(name: str, get: Callable[[str], Path | None]) -> bool:
         return True
     index = get(f"{name}.index.json")
     return index is not None and all(get(shard) for shard in shard_names(index))
+
+
+def _cached_files(wish: _Wish) -> list[tuple[str, Path]] | None:
+    """(Label, file) of each file of a wish if it is known that these are all, and intact."""
+    snapshot = _cached_snapshot(wish.repo, wish.revision)
+    return snapshot and _files_in(snapshot, wish)
+
+
+def _files_in(snapshot: _Snapshot, wish: _Wish) -> list[tuple[str, Path]] | None:
+    recorded = dict(snapshot.verified)
+    one = [] if WILD.search(wish.glob) else [wish.glob]  # maybe another program's download
+    names = wish.choose(snapshot.lists.get(wish.glob, one))
+    found = [snapshot.find(name) for name in names]
+    if not found or None in found:
+        return None
+    if snapshot.verified != recorded:
+        snapshot.write_record()
+    label = f"hf://{wish.repo}@{snapshot.commit}"
+    return [(f"{label}/{name}", snapshot.folder / name) for name in names]
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    """Whether a file's path fits a glob, both cut at "/"; names with a leading dot are hidden."""
+    if pattern == ["**"]:
+        return bool(parts) and not any(part.startswith(".") for part in parts)
+    if not parts or not pattern:
+        return not parts and not pattern
+    hidden = parts[0].startswith(".") and not pattern[0].startswith(".")
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or (not hidden and _matches(parts[1:], pattern))
+    return not hidden and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 @dataclass(frozen=True)
@@ -310,21 +451,182 @@ def _download(repo: str, revision: str, token: str | bool) -> Path:
             raise NotFoundError(f"{repo} at {revision} has no {' or '.join(WEIGHTS)}")
         snapshot.write_record()
         _sweep(snapshot.storage / "blobs")
-    ref = snapshot.storage / "refs" / revision
-    if revision != config.commit:
+    _write_ref(repo, revision, config.commit)
+    return snapshot.folder
+
+
+def _download_files(wish: _Wish) -> list[tuple[str, Path]]:
+    """Bring the files of a wish into the cache."""
+    token = _token(public=False)
+    commit = _look_up_commit(wish.repo, wish.revision, token)
+    at_commit = replace(wish, revision=commit)
+    found = _cached_files(at_commit)
+    if found is None:
+        remotes = {remote.name: remote for remote in _list_files(at_commit, token)}
+        names = wish.choose(remotes)
+        if not names:
+            raise _nothing_found(at_commit, list(remotes), token)
+        logger.info("%s: %d of %d files are data", wish.repo, len(names), len(remotes))
+        snapshot = _Snapshot(wish.repo, commit)
+        snapshot.lists[wish.glob] = list(remotes)
+        _fetch_all([remotes[name] for name in names], snapshot, token)
+        _sweep(snapshot.storage / "blobs")
+        found = _files_in(snapshot, wish)
+        if found is None:
+            raise InputError(f"{snapshot.folder} was changed during the download: try again")
+    _write_ref(wish.repo, wish.revision, commit)
+    return found
+
+
+def _fetch_all(remotes: list[_Remote], snapshot: _Snapshot, token: str | bool) -> None:
+    """Have all files in the snapshot, or say at once that there is no room for them."""
+    blobs = snapshot.storage / "blobs"
+    with _explained(remotes[0].repo, snapshot.commit, f"{len(remotes)} files"):
+        blobs.mkdir(parents=True, exist_ok=True)
+        different = {remote.etag: remote for remote in remotes}.values()
+        missing = sum(_missing_bytes(remote, snapshot) for remote in different)
+        if missing > (free := shutil.disk_usage(blobs).free):
+            raise OSError(errno.ENOSPC, f"{missing:,} bytes to come, {free:,} free")
+    logger.info("%s bytes to download", f"{missing:,}")
+    try:
+        for remote in remotes:
+            _fetch(remote, snapshot, token)
+    finally:  # what is there is not read again by the run that gets the rest
+        snapshot.write_record()
+
+
+def _missing_bytes(remote: _Remote, snapshot: _Snapshot) -> int:
+    blob, here = snapshot.storage / "blobs" / remote.etag, 0
+    for path in (blob, blob.with_name(f"{blob.name}.incomplete"), snapshot.folder / remote.name):
+        with suppress(OSError):
+            here = max(here, path.stat().st_size)
+    return max(0, (remote.size or 0) - here)
+
+
+def _write_ref(repo: str, revision: str, commit: str) -> None:
+    ref = _storage(repo) / "refs" / revision
+    if revision != commit:
         with suppress(OSError):  # the ref only serves to find the commit without network
             ref.parent.mkdir(parents=True, exist_ok=True)
-            files.write_text(ref, config.commit)
-    return snapshot.folder
+            files.write_text(ref, commit)
+
+
+def _list_files(wish: _Wish, token: str | bool) -> list[_Remote]:
+    """All files that a wish at a commit stands for: the file itself, a folder's, a glob's."""
+    if not WILD.search(wish.glob):
+        if remote := _look_up(wish.repo, wish.revision, wish.glob, token):
+            return [remote]
+        wish = replace(wish, glob=f"{wish.glob}/**")
+    parts, above = wish.parts, wish.above
+    deep = "**" in parts or len(parts) > len(above) + 1
+    return [
+        _remote(wish.repo, wish.revision, entry)
+        for entry in _list_folder(wish, above, token, deep=deep)
+        if entry["type"] == "file"
+        and (entry["path"] == wish.glob or _matches(entry["path"].split("/"), parts))
+    ]
+
+
+def _remote(repo: str, commit: str, entry: Mapping) -> _Remote:
+    """A file as a folder's list has it; its digest is the ETag that it would be sent with."""
+    from huggingface_hub import constants
+
+    name, size, large = entry["path"], entry.get("size"), entry.get("lfs")
+    etag = (large if isinstance(large, dict) else entry).get("oid")
+    if not FILE_PATH.fullmatch(name):
+        raise InputError(f"{repo} names a file {name[:80]!r}: no such file can be stored here")
+    if not isinstance(size, int) or not isinstance(etag, str) or not DIGEST.fullmatch(etag):
+        raise InputError(f"{constants.ENDPOINT} gives {name} of {repo} no size and digest")
+    return _Remote(repo, name, _url(repo, name, commit), commit, etag, size)
+
+
+def _nothing_found(wish: _Wish, names: list[str], token: str | bool) -> InputError:
+    """Why a wish at a commit is for no file of data, with what is near it."""
+    where = f"{wish.repo} (commit {wish.revision[:7]})"
+    if names:
+        kinds = f"{', '.join([s for s in wish.suffixes if s.count('.') == 1][:5])} or alike"
+        return InputError(f"{where}: {wish.glob} is only {_some(names)}, expected {kinds}")
+    above, entries = wish.above, []
+    while not (entries := _list_folder(wish, above, token, deep=False)) and above:
+        above.pop()
+    there = {e["path"].split("/")[-1]: e["path"] for e in entries if FILE_PATH.fullmatch(e["path"])}
+    wrong = "".join(wish.parts[len(above) : len(above) + 1])
+    near = [there[name] for name in difflib.get_close_matches(wrong, there)]
+    there = [path for name, path in there.items() if not name.startswith(".")]
+    known = f"near it is {_some(near)}" if near else f"there is {_some(there) or 'no file'}"
+    return NotFoundError(f"{where} has no {wish.glob}: {known}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _look_up_commit(repo: str, revision: str, token: str | bool) -> str:
+    from huggingface_hub import constants
+
+    if COMMIT.fullmatch(revision):
+        return revision
+    question = f"revision/{quote(revision, safe='')}?expand=sha"
+    page, _ = _ask(repo, revision, question, token)
+    commit = page.get("sha") if isinstance(page, dict) else None
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+        raise _Unreachable(NOT_A_HUB.format(constants.ENDPOINT))
+    return commit
+
+
+def _list_folder(wish: _Wish, folder: list[str], token: str | bool, *, deep: bool) -> list[dict]:
+    """What the Hub lists in a folder, or all below it; nothing if there is no such folder."""
+    from huggingface_hub import constants
+
+    question = "/".join(("tree", wish.revision, *(quote(name, safe="") for name in folder)))
+    entries, query = [], f"recursive={str(deep).lower()}"
+    while query:
+        page, query = _ask(wish.repo, wish.revision, f"{question}?{query}", token)
+        for entry in page if isinstance(page, list) else [page]:
+            if not isinstance(entry, dict) or not all(
+                isinstance(entry.get(key), str) for key in ("type", "path")
+            ):
+                raise _Unreachable(NOT_A_HUB.format(constants.ENDPOINT))
+            entries.append(entry)
+    return entries
+
+
+def _ask(repo: str, revision: str, question: str, token: str | bool) -> tuple[object, str]:
+    """The Hub's answer to a question about a dataset, and the query of its next page.
+
+    Of the next page's address only the query is used: the token goes nowhere else. An answer that
+    there is no such thing is an empty list.
+    """
+    from huggingface_hub import constants, errors
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    url = f"{constants.ENDPOINT}/api/{repo}/{question}"
+    headers = build_hf_headers(token=token)
+
+    def get() -> tuple[object, str]:
+        answer = get_session().get(url, headers=headers, timeout=_look_up_seconds())
+        hf_raise_for_status(answer)
+        return answer.json(), urlsplit(answer.links.get("next", {}).get("url", "")).query
+
+    with _explained(repo, revision, "the list of files"):
+        try:
+            return _retry(
+                get,
+                f"asking for the files of {repo}",
+                tries=LOOK_UP_TRIES,
+                patience=PATIENCE_SECONDS,
+            )
+        except errors.EntryNotFoundError:
+            return [], ""
+        except (ValueError, RecursionError) as problem:
+            raise _Unreachable(NOT_A_HUB.format(constants.ENDPOINT)) from problem
 
 
 def _look_up(repo: str, revision: str, name: str, token: str | bool) -> _Remote | None:
     """Ask the Hub about one file; None if the repository has none of that name."""
-    from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import constants, errors, get_hf_file_metadata
 
-    hub = constants.ENDPOINT
-    url = hf_hub_url(repo, name, revision=revision, endpoint=hub)
-    seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or LOOK_UP_SECONDS)
+    hub, url, seconds = constants.ENDPOINT, _url(repo, name, revision), _look_up_seconds()
     with _explained(repo, revision, name):
         try:
             answer = _retry(
@@ -337,12 +639,25 @@ def _look_up(repo: str, revision: str, name: str, token: str | bool) -> _Remote 
             return None
     commit, etag = answer.commit_hash, answer.etag
     if commit is None or etag is None:
-        raise _Unreachable(f"{hub} is not a Hub (check HF_ENDPOINT, proxy and log-in page)")
+        raise _Unreachable(NOT_A_HUB.format(hub))
     if not COMMIT.fullmatch(commit) or (COMMIT.fullmatch(revision) and commit != revision):
         raise InputError(f"{hub} has commit {commit[:80]!r} of {repo}, expected {revision}")
     if not DIGEST.fullmatch(etag):
         raise InputError(f"{hub} gives {name} of {repo} the ETag {etag[:80]!r}, expected a digest")
     return _Remote(repo, name, url, commit, etag, answer.size)
+
+
+def _url(repo: str, name: str, revision: str) -> str:
+    from huggingface_hub import constants, hf_hub_url
+
+    kind = "dataset" if _is_dataset(repo) else "model"
+    repo = repo.removeprefix("datasets/") if _is_dataset(repo) else repo
+    hub = constants.ENDPOINT
+    return hf_hub_url(repo, name, repo_type=kind, revision=revision, endpoint=hub)
+
+
+def _look_up_seconds() -> float:
+    return float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or LOOK_UP_SECONDS)
 
 
 def _fetch(remote: _Remote, snapshot: _Snapshot, token: str | bool) -> Path | None:
@@ -542,7 +857,8 @@ def _explanation(problem: Exception, repo: str, revision: str, name: str) -> Inp
         return InputError(f"{repo} is not open to you: {terms} and run `hf auth login`")
     if isinstance(problem, errors.RepositoryNotFoundError):
         private = "if it is private, run `hf auth login`"
-        return NotFoundError(f"there is no folder {repo} and no model {repo} on {hub}: {private}")
+        here = "" if _is_dataset(repo) else f"folder {repo} and no model "
+        return NotFoundError(f"there is no {here}{repo} on {hub}: {private}")
     if status == 401:
         return InputError(f"{hub} refuses your token for {repo}: run `hf auth login`")
     if status is not None and status not in TRY_AGAIN:

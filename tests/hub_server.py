@@ -16,14 +16,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-LARGE_FILES = (
-    ".safetensors",
-    ".bin",
-)  # kept by Git LFS: named by SHA-256, moved to a CDN if there is one
+# kept by Git LFS: named by SHA-256, moved to a CDN if there is one
+LARGE_FILES = (".safetensors", ".bin", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,10 @@ def flip_bit(data: bytes) -> bytes:
 class HubServer:
     """Serves `repos` (Hub id -> folder, or file name -> bytes) at `url`; `requests` lists all.
 
-    Every repository has one branch, `main`, at the commit given in `commits` or made up from its
-    files. With `cdn`, large files are redirected to another origin, as the real Hub does.
+    The id of a data set begins with datasets/. Every repository has a branch `main`, at the commit
+    given in `commits` or made up from its files; `branches[repo][name]` is the id of a repository
+    that is served as another branch. Lists come in pages of `page_size` entries. With `cdn`, large
+    files are redirected to another origin, as the real Hub does.
     """
 
     def __init__(
@@ -82,8 +82,12 @@ class HubServer:
         repos: Mapping[str, Path | Mapping[str, bytes]],
         *,
         commits: Mapping[str, str] | None = None,
+        branches: Mapping[str, Mapping[str, str]] | None = None,
+        page_size: int = 1000,
         cdn: bool = False,
     ) -> None:
+        self.branches = branches or {}
+        self.page_size = page_size
         self.repos = {name: _read(repo) for name, repo in repos.items()}
         self.commits = {name: _commit(content) for name, content in self.repos.items()}
         self.commits.update(commits or {})
@@ -118,20 +122,19 @@ class HubServer:
 
     def answer(self, request: Request) -> tuple[Answer, Fault]:
         """What to send for a request, and what goes wrong with it."""
-        path = unquote(urlsplit(request.path).path)
-        name = path.rsplit("/", 1)[-1]
+        path = urlsplit(request.path).path.strip("/")
+        name = unquote(path.rsplit("/", 1)[-1])
         with self._lock:
             self.requests.append(request)
             fault = self._take_fault(request.method, name)
-        if path.startswith("/cdn/"):
-            repo, name = path.removeprefix("/cdn/").rsplit("/", 1)
+        if path.startswith("cdn/"):
+            repo, _, name = unquote(path).removeprefix("cdn/").partition("/-/")
             content = (fault.change or bytes)(self.repos[repo][name])
             return _ranged(Answer(200, {}, content), request, fault), fault
-        answer = self._resolve(path, fault) if "/resolve/" in path else self._api(path)
-        if answer.status == 200 and self.cdn_url and name.endswith(LARGE_FILES):
-            repo = path.strip("/").split("/resolve/")[0]
-            headers = {**answer.headers, "Location": f"{self.cdn_url}/cdn/{repo}/{name}"}
-            return Answer(302, headers), fault
+        if path.startswith("api/"):
+            answer = self._api(path, parse_qs(urlsplit(request.path).query))
+            return replace(answer, body=(fault.change or bytes)(answer.body)), fault
+        answer = self._resolve(path, fault)
         return _ranged(answer, request, fault), fault
 
     def _take_fault(self, method: str, name: str) -> Fault:
@@ -141,14 +144,19 @@ class HubServer:
                 return fault
         return Fault()
 
+    def _at(self, repo: str, revision: str) -> str | None:
+        """The id under which a revision of a repository is kept."""
+        ids = {"main": repo, **self.branches.get(repo, {})}
+        return ids.get(revision) or {self.commits[i]: i for i in ids.values()}.get(revision)
+
     def _resolve(self, path: str, fault: Fault) -> Answer:
-        repo, _, rest = path.strip("/").partition("/resolve/")
-        revision, _, name = rest.partition("/")
+        repo, _, rest = path.partition("/resolve/")
+        revision, name = map(unquote, rest.split("/", 1))
         if repo not in self.repos:
             return _error(404, "RepoNotFound")
-        commit = self.commits[repo]
-        if revision not in ("main", commit):
+        if (repo := self._at(repo, revision)) is None:
             return _error(404, "RevisionNotFound")
+        commit = self.commits[repo]
         if name not in self.repos[repo]:
             return _error(404, "EntryNotFound", {"X-Repo-Commit": commit})
         content = self.repos[repo][name]
@@ -160,22 +168,39 @@ class HubServer:
         if name.endswith(LARGE_FILES):
             headers["X-Linked-Etag"] = f'"{hashlib.sha256(content).hexdigest()}"'
             headers["X-Linked-Size"] = str(len(content))
+            if self.cdn_url:
+                headers["Location"] = f"{self.cdn_url}/cdn/{repo}/-/{quote(name)}"
+                return Answer(302, headers)
         return Answer(200, headers, (fault.change or bytes)(content))
 
-    def _api(self, path: str) -> Answer:
-        """What `snapshot_download` asks for."""
-        repo = "/".join(path.strip("/").split("/")[2:4])
-        repo = repo if repo in self.repos else repo.split("/")[0]
-        if repo not in self.repos:
+    def _api(self, path: str, query: Mapping[str, list[str]]) -> Answer:
+        """What a revision is, and what it or one of its folders holds, page by page."""
+        kind, *parts = path.split("/")[1:]
+        known = ("/".join(parts[:length]) for length in (2, 1))
+        prefix = "datasets/" if kind == "datasets" else ""
+        repo = next((f"{prefix}{name}" for name in known if f"{prefix}{name}" in self.repos), None)
+        if repo is None:
             return _error(404, "RepoNotFound")
-        entries = [_tree_entry(name, content) for name, content in self.repos[repo].items()]
-        siblings = [{"rfilename": name} for name in self.repos[repo]]
-        info = {"id": repo, "sha": self.commits[repo], "siblings": siblings}
-        return Answer(
-            200,
-            {"Content-Type": "application/json"},
-            json.dumps(entries if "/tree/" in path else info).encode(),
-        )
+        question, revision, *folders = parts[repo.removeprefix(prefix).count("/") + 1 :]
+        if (repo := self._at(repo, unquote(revision))) is None:
+            return _error(404, "RevisionNotFound")
+        if question == "revision":
+            siblings = [{"rfilename": name} for name in self.repos[repo]]
+            return _json({"id": repo, "sha": self.commits[repo], "siblings": siblings})
+        folder = "".join(f"{unquote(name)}/" for name in folders)
+        deep = query.get("recursive", ["false"])[0].lower() == "true"
+        entries = _tree(self.repos[repo], folder, deep=deep)
+        if not entries:
+            return _error(404, "EntryNotFound")
+        start = int(query.get("cursor", ["0"])[0])
+        end = start + self.page_size
+        following = f'<{self.url}/{path}?recursive={deep}&cursor={end}>; rel="next"'
+        return _json(entries[start:end], {"Link": following} if entries[end:] else {})
+
+
+def _json(value: object, headers: Mapping[str, str] | None = None) -> Answer:
+    headers = {"Content-Type": "application/json", **(headers or {})}
+    return Answer(200, headers, json.dumps(value).encode())
 
 
 def git_blob_digest(content: bytes) -> str:
@@ -196,6 +221,18 @@ def _read(repo: Path | Mapping[str, bytes]) -> dict[str, bytes]:
 def _commit(content: Mapping[str, bytes]) -> str:
     names = "".join(f"{name} {git_blob_digest(data)}\n" for name, data in sorted(content.items()))
     return hashlib.sha1(names.encode()).hexdigest()
+
+
+def _tree(content: Mapping[str, bytes], folder: str, *, deep: bool) -> list[dict[str, object]]:
+    """The files and folders in a folder, or all below it."""
+    below = {name: data for name, data in content.items() if name.startswith(folder)}
+    parents = {str(parent) for name in below for parent in PurePosixPath(name).parents}
+    folders = sorted(
+        name for name in parents - {"."} if name.startswith(folder) and f"{name}/" != folder
+    )
+    entries = [{"type": "directory", "path": name, "oid": "0" * 40, "size": 0} for name in folders]
+    entries += [_tree_entry(name, data) for name, data in below.items()]
+    return [e for e in entries if deep or "/" not in str(e["path"]).removeprefix(folder)]
 
 
 def _tree_entry(name: str, content: bytes) -> dict[str, object]:
