@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from minigpt2.console import run_script
 from minigpt2.errors import InputError
-from minigpt2.options import TrainOptions, flag
+from minigpt2.options import TextConfig, TrainOptions, flag
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,6 @@ def build(
     options: TrainOptions, run: RunFolder, device: torch.device, world: World
 ) -> tuple[Job, Checkpoint | None]:
     """All that the run consists of, and the checkpoint it goes on from, if any."""
-    from minigpt2.corpus import prepare
     from minigpt2.generate import check_fits
     from minigpt2.precision import Precision, pick_dtype
     from minigpt2.tokenizer import Tokenizer
@@ -93,10 +92,7 @@ def build(
     else:
         tokenizer = Tokenizer.from_pretrained(options.model)
     check_fits(tokenizer, model)
-    with world.main_first():
-        corpus = prepare(
-            options.data, tokenizer, val_paths=options.val_data, val_fraction=options.val_fraction
-        )
+    corpus = read_data(options, tokenizer, world)
     if options.training.patience and corpus.val is None:
         raise InputError("--patience needs held-out text: give --val-data or --val-fraction")
     plan = decide(options, model, corpus, precision, world, start)
@@ -105,6 +101,8 @@ def build(
         "--data": corpus.identity,
         "tokenizer": tokenizer.identity,
         "--preset" if options.preset else "--model": options.preset or options.model,
+        "--document-mask": options.document_mask,
+        "--mask-prompt": options.mask_prompt,
         "--lora-rank": options.lora_rank,
         "--lora-alpha": options.lora_rank and (options.lora_alpha or 2 * options.lora_rank),
         "--batch-size": plan.batch_size,
@@ -118,13 +116,47 @@ def build(
         block_size=plan.block_size,
         accumulated=plan.micro_batch_size * world.size < plan.batch_size or world.size > 1,
     )
-    scorer = place(options, model, plan, precision, world)
+    scorer = place(options, model, tokenizer, plan, precision, world)
     write = writer(options, model, tokenizer)
-    job = Job(model, scorer, tokenizer, corpus, plan, run, precision, facts, write, world)
+    job = Job(
+        model,
+        scorer,
+        tokenizer,
+        corpus,
+        plan,
+        run,
+        precision,
+        facts,
+        write,
+        world,
+        mask_prompt=options.mask_prompt,
+    )
     if start:
         tell_changes(start, settings_of(job))
     announce(options, job, start, need)
     return job, start
+
+
+def read_data(options: TrainOptions, tokenizer: Tokenizer, world: World) -> Corpus:
+    """The text as tokens, and, from the main process, a report on it."""
+    from minigpt2.corpus import prepare
+    from minigpt2.encoding import default_workers
+    from minigpt2.survey import describe, survey
+
+    if world.size > 1 and "-" in (*options.data, *options.val_data):
+        raise InputError("--data - with several processes: save the text to a file first")
+    with world.main_first():
+        corpus = prepare(
+            options.data,
+            tokenizer,
+            val_paths=options.val_data,
+            val_fraction=options.val_fraction,
+            text=options.text,
+            workers=options.workers or default_workers(),
+        )
+    if world.is_main:
+        logger.info(describe(survey(corpus, tokenizer)))
+    return corpus
 
 
 def first_model(options: TrainOptions, start: Checkpoint | None) -> GPT2:
@@ -189,6 +221,14 @@ def decide(
         n_processes=world.size,
         fitting=fitting,
     )
+    wanted = options.training.block_size or model.config.block_size
+    if plan.block_size < wanted:
+        logger.warning(
+            "the training text has %s tokens, fewer than a window of %s: windows are of %s tokens",
+            f"{len(corpus.train.tokens):,}",
+            wanted,
+            plan.block_size,
+        )
     return replace(plan, micro_batch_size=min(world.gather(plan.micro_batch_size)))
 
 
@@ -215,9 +255,10 @@ def announce(
     """Say what is about to happen, on the screen and in the run folder."""
     from minigpt2 import memory
     from minigpt2.precision import describe_device
+    from minigpt2.survey import duration, estimate_seconds, measured_speed
     from minigpt2.training import settings_of
 
-    plan, model, world = job.plan, job.model, job.world
+    plan, model, world, precision = job.plan, job.model, job.world, job.precision
     n_parameters = sum(p.numel() for p in model.parameters())
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     dtype = str(job.precision.dtype).removeprefix("torch.")
@@ -225,13 +266,17 @@ def announce(
     logger.info(
         "%s parameters on %s in %s%s", f"{n_parameters:,}", job.precision.device, dtype, trained
     )
+    steps_left = plan.max_steps - (start.state.step if start else 0)
+    tokens_left = steps_left * plan.batch_size * plan.block_size
+    speed = measured_speed(precision.device, precision.dtype) * world.size
     logger.info(
-        "%s steps of %s x %s tokens, %s sequences at a time%s",
+        "%s steps of %s x %s tokens, %s sequences at a time%s; about %s, evaluations not counted",
         f"{plan.max_steps:,}",
         plan.batch_size,
         plan.block_size,
         plan.micro_batch_size,
         f" in each of {world.size} processes" if world.size > 1 else "",
+        duration(estimate_seconds(n_parameters, tokens_left, speed)),
     )
     sharing = world.size if job.precision.device.type == "cpu" else 1
     logger.info(memory.table(need, job.precision.device, sharing))
@@ -265,6 +310,8 @@ def announce(
                 "n_documents": corpus.n_documents,
                 "n_characters": corpus.n_characters,
                 "n_tokens": corpus.n_tokens,
+                **{name: count for name, count in corpus.counts.items() if count},
+                **changed_settings(options.text),
                 "n_train_tokens": len(corpus.train.tokens),
                 "n_val_tokens": len(corpus.val.tokens) if corpus.val else 0,
                 "identity": corpus.identity,
@@ -273,6 +320,12 @@ def announce(
             "memory": {**asdict(need), "total": need.total},
         }
     )
+
+
+def changed_settings(text: TextConfig) -> dict[str, object]:
+    """What was set otherwise than by default."""
+    default = asdict(type(text)())
+    return {flag(name): value for name, value in asdict(text).items() if value != default[name]}
 
 
 def tell_changes(start: Checkpoint, settings: dict[str, object]) -> None:
@@ -284,7 +337,12 @@ def tell_changes(start: Checkpoint, settings: dict[str, object]) -> None:
 
 
 def place(
-    options: TrainOptions, model: GPT2, plan: Plan, precision: Precision, world: World
+    options: TrainOptions,
+    model: GPT2,
+    tokenizer: Tokenizer,
+    plan: Plan,
+    precision: Precision,
+    world: World,
 ) -> nn.Module:
     """Put the model where it is trained, and say how: the module that goes from ids to a loss."""
     from minigpt2 import distributed
@@ -303,8 +361,9 @@ def place(
         (plan.micro_batch_size, plan.block_size),
         compiled=options.compile,
         recomputed=options.activation_checkpointing,
+        masked=options.document_mask,
     )
-    scorer = Scorer(model)
+    scorer = Scorer(model, tokenizer.eot if options.document_mask else None)
     if world.size > 1 and not options.fsdp:
         return distributed.replicate(scorer, precision.device)
     return scorer

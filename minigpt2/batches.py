@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .corpus import TokenFile
 from .errors import InputError
 from .loss import IGNORE
+from .tokens import TokenFile
 
 Batch = tuple[Tensor, Tensor]
 """idx (B, T) and targets (B, T), int64: the targets are the tokens that follow idx, or IGNORE."""
@@ -28,17 +28,28 @@ class Batches:
     The tokens are read as a circle, whose seam is one more document border (or the place where
     held-out text was cut off). Each epoch cuts the circle into windows of T targets, from another
     starting point, and draws them in another order. The last window of the circle may be shorter;
-    the rest of its targets are IGNORE.
+    the rest of its targets are IGNORE, and so, with `mask_prompt`, are the tokens of prompts.
     """
 
     windows_per_epoch: int
     """N / T, rounded up."""
 
     def __init__(
-        self, tokens: TokenFile | np.ndarray, *, block_size: int, batch_size: int, seed: int
+        self,
+        tokens: TokenFile | np.ndarray,
+        *,
+        block_size: int,
+        batch_size: int,
+        seed: int,
+        mask_prompt: bool = False,
     ) -> None:
-        """T is `block_size`. Raises InputError unless there are T + 1 tokens."""
+        """T is `block_size`. Raises InputError unless there are T + 1 tokens, and for `mask_prompt`
+        unless some of them are a prompt.
+        """
         self._ids = _ids_of(tokens)
+        self._prompts = _Prompts(tokens) if mask_prompt else None
+        if self._prompts:
+            self._prompts.require_some()
         self._block_size, self._batch_size, self._seed = block_size, batch_size, seed
         n_tokens = len(self._ids)
         if block_size < 1 or batch_size < 1:
@@ -54,11 +65,16 @@ class Batches:
         """Batch number `step`, from 0, of all ranks and accumulation steps: they take its rows."""
         rows = np.empty((self._batch_size, self._block_size + 1), np.int64)
         n_scored = np.empty((self._batch_size, 1), np.int64)
+        starts = np.empty((self._batch_size, 1), np.int64)
         for row in range(self._batch_size):
             offset, first = self._window(step * self._batch_size + row)
             rows[row] = self._circle(offset + first)
-            n_scored[row] = len(self._ids) - first
-        targets = np.where(np.arange(self._block_size) < n_scored, rows[:, 1:], IGNORE)
+            n_scored[row], starts[row] = len(self._ids) - first, offset + first
+        columns = np.arange(self._block_size)
+        scored = columns < n_scored
+        if self._prompts:
+            scored &= ~self._prompts.at((starts + 1 + columns) % len(self._ids))
+        targets = np.where(scored, rows[:, 1:], IGNORE)
         return torch.from_numpy(rows[:, :-1].copy()), torch.from_numpy(targets)
 
     def spans(self, step: int) -> list[tuple[int, int]]:
@@ -98,13 +114,36 @@ class Batches:
         return np.concatenate([self._ids[start:], self._ids[: end - len(self._ids)]])
 
 
+class _Prompts:
+    """Which tokens of a token file are those of a prompt."""
+
+    def __init__(self, tokens: TokenFile | np.ndarray) -> None:
+        assert isinstance(tokens, TokenFile), "an array does not say what its prompts are"
+        self._lengths = np.ascontiguousarray(tokens.documents["prompt"])
+        self._ends = np.ascontiguousarray(tokens.documents["end"])
+
+    def require_some(self) -> None:
+        """Raise InputError if there are none."""
+        if not self._lengths.any():
+            raise InputError(
+                "--mask-prompt: no row has the fields prompt and completion; leave the flag out, "
+                "or give rows that have both"
+            )
+
+    def at(self, positions: np.ndarray) -> np.ndarray:
+        """For each position in the token file whether a prompt's token stands there."""
+        document = np.searchsorted(self._ends, positions, side="right")
+        starts = np.where(document > 0, self._ends[document - 1], 0)
+        return positions - starts < self._lengths[document]
+
+
 def validation_batches(
-    tokens: TokenFile | np.ndarray, *, block_size: int, batch_size: int
+    tokens: TokenFile | np.ndarray, *, block_size: int, batch_size: int, mask_prompt: bool = False
 ) -> Iterator[Batch]:
     """The tokens in their order, each but the first a target once; the last rows may be fewer.
 
-    Where the last row goes beyond the text, its targets are IGNORE. Raises InputError, at once,
-    unless there are two tokens.
+    Where the last row goes beyond the text, its targets are IGNORE, and so, with `mask_prompt`, are
+    the tokens of prompts. Raises InputError, at once, unless there are two tokens.
     """
     ids = _ids_of(tokens)
     if len(ids) < 2:
@@ -112,15 +151,22 @@ def validation_batches(
             f"held-out part has {len(ids)} tokens, needs 2: raise --val-fraction, add to "
             "--val-data, or hold out nothing with --val-fraction 0"
         )
+    prompts = _Prompts(tokens) if mask_prompt else None
     starts = range(0, len(ids) - 1, block_size * batch_size)
-    return (_in_rows(ids[start : start + starts.step + 1], block_size) for start in starts)
+    return (_in_rows(ids, range(at, at + starts.step), block_size, prompts) for at in starts)
 
 
-def _in_rows(ids: np.ndarray, block_size: int) -> Batch:
-    shape = (math.ceil((len(ids) - 1) / block_size), block_size)
+def _in_rows(ids: np.ndarray, places: range, block_size: int, prompts: _Prompts | None) -> Batch:
+    """The tokens at these places as idx, and those after them as targets."""
+    places = places[: len(ids) - 1 - places.start]
+    shape = (math.ceil(len(places) / block_size), block_size)
     idx, targets = np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64)
-    idx.flat[: len(ids) - 1] = ids[:-1]
-    targets.flat[: len(ids) - 1] = ids[1:]
+    idx.flat[: len(places)] = ids[places.start : places.stop]
+    following = np.arange(places.start, places.stop) + 1
+    after = ids[following].astype(np.int64)
+    if prompts:
+        after[prompts.at(following)] = IGNORE
+    targets.flat[: len(places)] = after
     return torch.from_numpy(idx), torch.from_numpy(targets)
 
 

@@ -28,11 +28,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from .errors import InputError, NotFoundError
-from .files import read_json, remove_leftovers, sync, write_json, write_text
+from .files import Lock, lock, read_json, remove_leftovers, sync, write_json, write_text
 from .weights import read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ class RunFolder:
     """A folder that holds one training run."""
 
     path: Path
-    _lock: FileLock | None = field(default=None, repr=False, compare=False)
+    _lock: Lock | None = field(default=None, repr=False, compare=False)
     _failing: set[Path] = field(default_factory=set, repr=False, compare=False)
     _damaged: set[Path] = field(default_factory=set, repr=False, compare=False)
 
@@ -352,22 +351,23 @@ def _make_folder(path: Path) -> None:
         )
 
 
-def _locked(path: Path) -> FileLock:
+def _locked(path: Path) -> Lock:
     """A lock on a run folder, which the kernel takes back when the process dies."""
-    lock, owner = FileLock(path / "run.lock", timeout=0), path / "run.owner"
+    held, owner = None, path / "run.owner"
     try:
-        lock.acquire()
-        write_text(owner, f"process {os.getpid()} on {socket.gethostname()}")
-    except Timeout:
-        who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
-        raise InputError(
-            f"--out {path} is in use by {who}: wait for it, stop it, or choose another --out"
-        ) from None
+        held = lock(path / "run.lock", wait=False)
+        if held:
+            write_text(owner, f"process {os.getpid()} on {socket.gethostname()}")
+            return held
     except (OSError, NotImplementedError) as problem:
-        lock.release()
+        if held:
+            held.release()
         reason = getattr(problem, "strerror", None) or problem
         raise InputError(f"--out {path} cannot be locked: {reason}") from problem
-    return lock
+    who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+    raise InputError(
+        f"--out {path} is in use by {who}: wait for it, stop it, or choose another --out"
+    )
 
 
 def _seal(folder: Path) -> None:

@@ -1,186 +1,66 @@
-"""From text files to one long row of token ids on disk. Knows files, documents and a tokenizer's
-ids, nothing of models and batches.
+"""From files of text to a training part and a held-out part, as token ids on disk. Knows documents
+and a tokenizer's ids, nothing of models and batches.
 
-Every file is a document and ends with the end-of-text id. Text is read in chunks, so a file may be
-larger than memory. The ids are kept in a folder named by a hash of text, tokenizer and options, so
-whatever changes one of them makes a new folder. All these folders can be deleted at any time.
+Text is read in chunks and tokenized by several processes, so neither size nor number of files is
+limited by memory; what comes out depends on the text and the options alone. It is kept in a folder
+named by a hash of both, so whatever changes one of them makes a new folder. All these folders can
+be deleted at any time.
+
+    python -m minigpt2.corpus PATHS     prepares text and reports what is in it
 """
 
 from __future__ import annotations
 
-import codecs
 import contextlib
-import glob
 import hashlib
 import json
 import logging
 import os
-import re
 import shutil
+import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, NoReturn, Protocol
 
 import numpy as np
 
-from .errors import InputError, NotFoundError
-from .files import read_json, sync, write_json
+from .duplicates import near_duplicates
+from .encoding import DRAFT, TextTokenizer, tokenize
+from .errors import InputError
+from .files import lock, read_json, sync, write_json
+from .options import TextConfig
+from .sources import Source, find_sources
+from .split import hold_out
+from .tokens import BLOCK_BYTES, DOCUMENT, TokenFile, dtype_for, file_sha256, write_token_file
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2  # raise it when the same text and options would give other files
-SUFFIXES = (".txt", ".md", ".rst")
-CHUNK_BYTES = 4 * 2**20
-START_BYTES = 2**16  # what is looked at to tell text from other files
-NOTICE_SECONDS = 10
-REMEDY = "prepare the text again"
-
-DOCUMENT = np.dtype(
-    [
-        ("end", "<i8"),  # the index after its last token in the token file
-        ("row", "<i8"),  # its row in its source, from 1; 0 for a source that is one document
-        ("source", "<i4"),  # its file's index among the files that were prepared
-        ("part", "<i4"),  # an index into PARTS
-    ]
-)
-PARTS = ("", " (first part)", " (last part)")  # where the held-out text begins inside a document
-
-# No piece of GPT-2's pattern has whitespace after anything else, so a text can be cut there.
-LAST_CUT = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)
-OTHER_KINDS = {  # by their first bytes
-    b"%PDF-": "a PDF: extract its text, for example with pdftotext",
-    b"PK\x03\x04": "a zip archive, as Word's files are too: unpack it or save it as plain text",
-    b"\x1f\x8b": "compressed with gzip: unpack it with gunzip",
-    b"version https://git-lfs": "a Git LFS pointer, not the text itself: run git lfs pull",
-}
-BYTE_ORDER_MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
-}
-
-
-class TextTokenizer(Protocol):
-    """What a corpus needs of a tokenizer."""
-
-    @property
-    def eot(self) -> int: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def identity(self) -> str: ...
-    def encode(self, text: str, /) -> list[int]: ...
-
-
-@dataclass(frozen=True)
-class TokenFileInfo:
-    """The JSON file beside a token file."""
-
-    dtype: str  # uint16 or uint32, little-endian
-    count: int
-    vocab_size: int
-    tokenizer: str  # its identity
-    sha256: str  # of the token file: tells damage, and which tokens these are
-    documents_sha256: str  # of the file that says where documents end
-    source: str  # hash of all the text that was prepared
-    options: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Document:
-    """One of the texts in a token file, and where its tokens are, end-of-text included."""
-
-    number: int  # from 0, in the order of the token file; empty texts are not there
-    label: str  # its file as the user named it, and which row or part of it
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, eq=False)
-class TokenFile:
-    """Token ids on disk, opened for reading: tokens (N,) uint16 or uint32 are a memory map, and so
-    are the documents, DOCUMENT records in their order.
-
-    The same text under other names has the same files, so the names of the sources are not on disk:
-    only `prepare` knows them.
-    """
-
-    path: Path
-    tokens: np.ndarray
-    info: TokenFileInfo
-    documents: np.ndarray
-    sources: tuple[str, ...] = ()
-
-    @classmethod
-    def open(cls, path: str | Path) -> TokenFile:
-        """Open a .bin file, or the train.bin of a folder, if all of it is as it was written.
-
-        Reads it once, at more than 1 GB/s. Raises NotFoundError, or InputError for damage; for an
-        id outside the vocabulary with its index.
-        """
-        path = Path(path) / "train.bin" if Path(path).is_dir() else Path(path)
-        if not path.is_file():
-            raise NotFoundError(f"{path} does not exist; {REMEDY}")
-        info, size = _read_info(path.with_suffix(".json")), path.stat().st_size
-        dtype = _dtype_for(info.vocab_size)
-        if info.dtype != dtype.name or info.count * dtype.itemsize != size or not size:
-            expected = f"{info.count:,} ids of {info.dtype}"
-            raise InputError(f"{path} is damaged: {size:,} bytes are not {expected}; {REMEDY}")
-        if _checked_sha256(path, info.vocab_size) != info.sha256:
-            raise InputError(f"{path} is damaged: its bytes are not those written; {REMEDY}")
-        documents = path.with_suffix(".documents")
-        if not documents.is_file() or _sha256(documents) != info.documents_sha256:
-            raise InputError(f"{documents} is missing or damaged; {REMEDY}")
-        tokens, ends = np.memmap(path, dtype, mode="r"), np.memmap(documents, DOCUMENT, mode="r")
-        return cls(path, tokens, info, ends)
-
-    def documents_at(self, positions: Sequence[int] | np.ndarray) -> list[Document]:
-        """The documents that hold these tokens, each once, in the order of the file.
-
-        Takes 8 bytes of memory per document of the file for a moment. Positions are from 0 to N-1.
-        """
-        asked = np.asarray(positions, np.int64)
-        assert not asked.size or 0 <= asked.min() <= asked.max() < len(self.tokens)
-        ends = np.ascontiguousarray(self.documents["end"])
-        numbers = np.unique(np.searchsorted(ends, asked, side="right"))
-        return [self._document(int(number)) for number in numbers]
-
-    def _document(self, number: int) -> Document:
-        record = self.documents[number]
-        start = int(self.documents[number - 1]["end"]) if number else 0
-        label = self.sources[record["source"]] if self.sources else f"document {number}"
-        if self.sources and record["row"]:
-            label += f":row {record['row']}"
-        return Document(number, label + PARTS[record["part"]], start, int(record["end"]))
+DEFAULT = TextConfig()
+FORMAT = 3  # raise it when the same text and options would give other files
+LOCKS = ".locks"
+WHOLE = "corpus.json"  # written last: the folder is complete
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """The text to train on and the text held out, which share no token, and how much both are."""
+    """The text to train on and the text held out, which share no document (or no token, where one
+    document had to be cut), and how much both are.
+    """
 
     train: TokenFile
     val: TokenFile | None
-    n_documents: int  # that are not empty
+    n_documents: int  # that are not empty and were kept
     n_characters: int
     n_tokens: int  # with one end-of-text per document
+    counts: Mapping[str, int] = field(default_factory=dict)  # of what was found and changed
 
     @property
     def identity(self) -> str:
         """The same for equal training and held-out tokens only, wherever they came from."""
-        return _hash_of([self.train.info.sha256, self.val and self.val.info.sha256])[:16]
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A file that was read through once: it is text, and this one."""
-
-    path: Path
-    sha256: str
-    characters: int
+        files = [self.train, *([self.val] if self.val else [])]
+        prompts = [np.flatnonzero(file.documents["prompt"]).tolist() for file in files]
+        return _hash_of([[file.info.sha256 for file in files], prompts])[:16]
 
 
 def prepare(
@@ -189,46 +69,41 @@ def prepare(
     *,
     val_paths: Sequence[str | Path] = (),
     val_fraction: float = 0.1,
+    text: TextConfig = DEFAULT,
+    workers: int = 1,
     cache_dir: str | Path | None = None,
 ) -> Corpus:
-    """Tokenize files, folders or globs of UTF-8 text, or find that this was done before.
+    """Tokenize files, folders or globs, or find that this was done before.
 
-    Held out are `val_paths` if there are any, or else the last `val_fraction` of the tokens. The
-    cut between is moved to the nearest document border if that changes the held-out part by a
-    quarter of its length at most. `cache_dir` is by default `default_cache_dir()`. Raises
-    InputError or NotFoundError for files that are missing, empty or no text, or change meanwhile.
+    Held out are `val_paths` if there are any, or else about `val_fraction` of the tokens, in whole
+    documents where that is possible (`split.hold_out`). With `workers` above 1 long texts are
+    tokenized by as many processes: then call it below `if __name__ == "__main__"`. `cache_dir` is
+    by default `default_cache_dir()`. Raises InputError or NotFoundError for files that are missing,
+    empty or no text, or change meanwhile.
     """
     if not 0 <= val_fraction < 1:
         raise InputError(f"val_fraction is {val_fraction}, allowed is from 0 to below 1")
-    train, val = _read_sources(paths), _read_sources(val_paths) if val_paths else []
-    twice = {source.path.resolve() for source in train} & {source.path.resolve() for source in val}
-    if twice:
-        raise InputError(f"{min(twice)} is both training and held-out text: leave it out of one")
-    share = 0.0 if val else float(val_fraction)
-    source = _hash_of([[source.sha256 for source in part] for part in (train, val)])
-    key = _hash_of([FORMAT, tokenizer.identity, share, source])
-    folder = Path(cache_dir or default_cache_dir()) / key
-    has_val = bool(val or share)
-    cached = _open_cached(folder, has_val)
-    if cached is None:
-        with _new_folder(folder) as new:
-            _write_tokens(new / "train.bin", train, tokenizer)
-            if val:
-                _write_tokens(new / "val.bin", val, tokenizer)
-            elif share:
-                _hold_out(new, share, _dtype_for(tokenizer.vocab_size))
-            for path in new.glob("*.bin"):
-                _describe(path, tokenizer, source, {"val_fraction": share})
-    files = cached or _open_files(folder, has_val)
-    names = [tuple(str(source.path) for source in part) for part in (train, val or train)]
-    files = replace(files[0], sources=names[0]), files[1] and replace(files[1], sources=names[1])
-    corpus = Corpus(
-        *files,
-        n_documents=sum(source.characters > 0 for source in train + val),
-        n_characters=sum(source.characters for source in train + val),
-        n_tokens=sum(file.info.count for file in files if file),
-    )
-    _report(corpus, ", from cache" if cached else "")
+    cache = Path(cache_dir or default_cache_dir())
+    with _writable(cache), _spool(cache, paths, val_paths) as spool:
+        train = find_sources(paths, spool=spool, text=text)
+        val = find_sources(val_paths, spool=spool, text=text) if val_paths else []
+        twice = {source.path.resolve() for source in train} & {s.path.resolve() for s in val}
+        if twice:
+            raise InputError(f"{min(twice)} is both training and held-out text: name it once")
+        recipe = _Recipe.of(train, val, 0.0 if val else float(val_fraction), text)
+        folder = cache / recipe.key(tokenizer)
+        corpus, origin = _open_whole(folder, recipe), ", from cache"
+        if corpus is None:
+            with _workspace(cache, folder.name) as new:
+                corpus = _open_whole(folder, recipe)  # another process may have made it
+                if corpus is None:
+                    _make(new, recipe, tokenizer, workers)
+                    sync(new)
+                    new.rename(folder)
+                    sync(cache)
+                    corpus, origin = _open_whole(folder, recipe), ""
+    assert corpus is not None
+    _report(corpus, origin)
     return corpus
 
 
@@ -239,254 +114,228 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minigpt2" / "tokens"
 
 
-def find_files(paths: Sequence[str | Path]) -> list[Path]:
-    """The files that files, folders and globs (also with `**`) name, sorted, each once.
+@dataclass(frozen=True)
+class _Recipe:
+    """What decides, together with a tokenizer, which token files come out."""
 
-    Folders are searched for SUFFIXES at any depth, without hidden files; what is named itself or by
-    a glob may have any suffix. Raises NotFoundError for a path that leads to no file.
-    """
-    found: list[Path] = []
-    for given in map(Path, [paths] if isinstance(paths, str | Path) else paths):
-        # Path.glob takes no absolute pattern, and does not skip hidden files.
-        globbed = map(Path, glob.glob(str(given), recursive=True))  # noqa: PTH207
-        matches = [given] if given.exists() else list(globbed)
-        files = [_text_files_below(path) if path.is_dir() else [path] for path in matches]
-        if not any(files) and given.is_dir():
-            raise NotFoundError(f"{given} has no {', '.join(SUFFIXES)} file: name others by a glob")
-        if not any(files):
-            raise NotFoundError(f"{given} does not exist and matches no file: check its spelling")
-        found += [file for part in files for file in part]
-    once: dict[Path, Path] = {}
-    for path in sorted(found):
-        once.setdefault(path.resolve(), path)
-    return list(once.values())
+    sources: tuple[Source, ...]  # to train on, then those that are held out
+    n_train: int
+    val_fraction: float
+    text: TextConfig
+    sha256: tuple[str, ...]  # of the sources' bytes
+    stamps: tuple[tuple[int, ...], ...]  # what their sizes and times were before they were read
 
+    @classmethod
+    def of(
+        cls, train: Sequence[Source], val: Sequence[Source], val_fraction: float, text: TextConfig
+    ) -> _Recipe:
+        sources = (*train, *val)
+        stamps = tuple(_stamp(source) for source in sources)
+        hashes = tuple(_content_hash(source) for source in sources)
+        return cls(sources, len(train), val_fraction, text, hashes, stamps)
 
-def _text_files_below(folder: Path) -> list[Path]:
-    def refuse(problem: OSError) -> NoReturn:
-        raise InputError(f"{problem.filename} cannot be read: {problem.strerror}")
+    @property
+    def has_own_val(self) -> bool:
+        return len(self.sources) > self.n_train
 
-    found = []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files = [Path(parent, name) for name in names if not name.startswith(".")]
-        found += [file for file in files if file.suffix.lower() in SUFFIXES]
-    return found
+    def key(self, tokenizer: TextTokenizer) -> str:
+        """The name of the folder: where the text lies and what its files are called, but for what
+        their suffixes say of their format, does not matter.
+        """
+        kinds = [sorted(_suffixes(source)) for source in self.sources]
+        content = [[*pair] for pair in zip(self.sha256, kinds)]
+        parts = content[: self.n_train], content[self.n_train :]
+        options = [self.val_fraction, asdict(self.text)]
+        return _hash_of([FORMAT, tokenizer.identity, options, parts])
 
-
-def read_text(path: Path, *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[str]:
-    """The text of a UTF-8 file in parts, whose ids put together are the ids of the whole.
-
-    One leading BOM is left out, nothing else changes. A part has about `chunk_bytes`, or more where
-    the text has no word border. Raises InputError for what cannot be read or is no UTF-8 text.
-    """
-    held: list[str] = []  # has no place to cut
-    for chunk in filter(None, _decoded(path, chunk_bytes)):
-        before = held[-1][-1] if held else ""
-        if cut := LAST_CUT.match(before + chunk):
-            end = cut.end() - len(before)
-            yield "".join([*held, chunk[:end]])
-            held = [chunk[end:]]
-        else:
-            held.append(chunk)
-    if held:
-        yield "".join(held)
+    def require_unchanged(self) -> None:
+        """Raise InputError for a file that is no longer what it was when its hash was taken."""
+        for source, stamp in zip(self.sources, self.stamps):
+            if _stamp(source) != stamp:
+                raise InputError(f"{source.label} changed while it was read: wait until it is done")
 
 
-def _decoded(path: Path, chunk_bytes: int) -> Iterator[str]:
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is no regular file: save its text to one first")
-    decoder, end = codecs.getincrementaldecoder("utf-8")(), 0
+def _suffixes(source: Source) -> set[str]:
+    """What says of which format a source is."""
+    return set(Path(source.label.lower()).suffixes[-2:])
+
+
+def _stamp(source: Source) -> tuple[int, ...]:
+    with _readable(source):
+        status = source.path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _content_hash(source: Source) -> str:
+    with _readable(source):
+        return file_sha256(source.path)
+
+
+@contextlib.contextmanager
+def _readable(source: Source) -> Iterator[None]:
     try:
-        with path.open("rb") as file:
-            start = file.read(START_BYTES)
-            _refuse_other_kinds(path, start)
-            end = file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
-            while data := file.read(chunk_bytes):
-                end += len(data)
-                yield decoder.decode(data)
-            yield decoder.decode(b"", final=True)
-    except UnicodeDecodeError as problem:
-        offset = end - len(problem.object) + problem.start  # the object may begin in older data
-        raise InputError(
-            f"{path} is not UTF-8 at byte {offset}: convert it with iconv -f ISO-8859-1 -t UTF-8 "
-            "old.txt > new.txt, naming the encoding it has"
-        ) from None
+        yield
     except OSError as problem:
-        raise InputError(f"{path} cannot be read: {problem.strerror}") from problem
+        raise InputError(f"{source.label} cannot be read: {problem.strerror}") from problem
 
 
-def _refuse_other_kinds(path: Path, start: bytes) -> None:
-    for magic, kind in OTHER_KINDS.items():
-        if start.startswith(magic):
-            raise InputError(f"{path} is {kind}")
-    encoding = next((name for bom, name in BYTE_ORDER_MARKS.items() if start.startswith(bom)), "")
-    even, odd = start[::2].count(0), start[1::2].count(0)
-    # A few NULs may stand in a text, however short; GPT-2 has a token for them.
-    if not encoding and even + odd > max(8, len(start) // 100):
-        # In UTF-16, mostly Latin text has a NUL in every other byte.
-        if max(even, odd) < len(start) // 4 or min(even, odd) > len(start) // 20:
-            raise InputError(f"{path} is a binary file, not text: leave it out or convert it")
-        encoding = "UTF-16LE" if odd > even else "UTF-16BE"
-    if encoding:
-        raise InputError(
-            f"{path} looks like {encoding}: convert it with iconv -f {encoding} -t UTF-8 old.txt "
-            "> new.txt"
+def _make(folder: Path, recipe: _Recipe, tokenizer: TextTokenizer, workers: int) -> None:
+    """Fill a folder with the token files of a recipe."""
+    ids = folder / "ids.tmp"
+    drafts, cleaned = tokenize(ids, recipe.sources, recipe.text, tokenizer, workers)
+    recipe.require_unchanged()
+    dtype = dtype_for(tokenizer.vocab_size)
+    held_out = drafts["source"] >= recipe.n_train
+    for empty, first in (
+        (held_out.all(), 0),
+        (recipe.has_own_val and not held_out.any(), recipe.n_train),
+    ):
+        if empty:
+            where = recipe.sources[first].label if recipe.sources else "no file"
+            raise InputError(f"{where}: 0 tokens, there is no text: name files that are not empty")
+    kept, dropped = _choose(drafts, held_out, recipe.text, np.memmap(ids, dtype, mode="r"))
+    segments = _segments(drafts, kept, held_out, recipe)
+    for number, name in enumerate(("train", "val")):
+        part = segments[segments["part_of"] == number]
+        if not len(part):
+            continue
+        first_source = recipe.n_train if number and recipe.has_own_val else 0
+        write_token_file(
+            folder / f"{name}.bin",
+            _copied(ids, part, dtype),
+            _as_documents(part, first_source),
+            vocab_size=tokenizer.vocab_size,
+            tokenizer=tokenizer.identity,
         )
+    ids.unlink()
+    totals = {
+        "n_documents": int(kept.sum()),
+        "n_characters": int(drafts["characters"][kept].sum()),
+        "n_tokens": int((segments["end"] - segments["start"]).sum()),
+    }
+    pages = [bool({".html", ".htm"} & _suffixes(source)) for source in recipe.sources]
+    dropped["html"] = int(np.array(pages)[drafts["source"][kept]].sum())
+    files = sorted(path.stem for path in folder.glob("*.bin"))
+    write_json(folder / WHOLE, {"files": files, **totals, "counts": {**cleaned, **dropped}})
 
 
-def _read_sources(paths: Sequence[str | Path]) -> list[_Source]:
-    """Read all files through, so that a bad one is known before hours of tokenizing."""
-    sources = []
-    for path in find_files(paths):
-        digest, characters = hashlib.sha256(), 0
-        for text in _decoded(path, CHUNK_BYTES):
-            digest.update(text.encode())
-            characters += len(text)
-        sources.append(_Source(path, digest.hexdigest(), characters))
-    if not any(source.characters for source in sources):
-        where = sources[0].path if sources else "no file"
-        raise InputError(f"{where}: 0 tokens, there is no text: name files that are not empty")
-    return sources
+def _choose(
+    drafts: np.ndarray, held_out: np.ndarray, text: TextConfig, ids: np.ndarray
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Which documents are kept, and how many were dropped or are there twice.
 
-
-def _write_tokens(path: Path, sources: Sequence[_Source], tokenizer: TextTokenizer) -> None:
-    """Write the ids of documents, each with its end-of-text, and beside them where they end.
-
-    Raises InputError for a file that is no longer what it was when it was checked.
+    Of copies in both the training text and held-out text of its own, the held-out one counts.
     """
-    count, characters = 0, 0
-    total = sum(source.characters for source in sources)
-    notice_at = time.monotonic() + NOTICE_SECONDS
-    with path.open("wb") as file, path.with_suffix(".documents").open("wb") as documents:
-        for number, source in enumerate(sources):
-            digest = hashlib.sha256()
-            for text in read_text(source.path):
-                digest.update(text.encode())
-                characters += len(text)
-                count += _append(file, tokenizer.encode(text), tokenizer.vocab_size)
-                if time.monotonic() > notice_at:
-                    logger.info("tokenized %.0f%% of the text", 100 * characters / total)
-                    notice_at += NOTICE_SECONDS
-            if digest.hexdigest() != source.sha256:
-                raise InputError(f"{source.path} changed while it was read: wait until it is done")
-            if source.characters:
-                count += _append(file, [tokenizer.eot], tokenizer.vocab_size)
-                documents.write(np.array((count, 0, number, 0), DOCUMENT).tobytes())
+    kept = drafts["characters"] >= text.min_characters
+    counts = {"dropped_short": int((~kept).sum())}
+    order = np.argsort(~held_out, kind="stable")
+    copies = np.zeros(len(drafts), bool)
+    seen: dict[bytes, bool] = {}  # key -> in held-out text
+    leaked = copies.copy()
+    for number in order[kept[order]].tolist():
+        key = drafts["key"][number].tobytes()
+        copies[number] = key in seen
+        leaked[number] = seen.setdefault(key, bool(held_out[number])) and not held_out[number]
+    counts["duplicates"] = int(copies.sum())
+    drop = copies if text.duplicates != "keep" else leaked
+    if n_leaked := int(leaked.sum()):
+        some = "1 document" if n_leaked == 1 else f"{n_leaked:,} documents"
+        verb = "is" if n_leaked == 1 else "are"
+        logger.warning(f"{some} of the training text {verb} held-out text too: left out")
+    kept &= ~drop
+    counts["dropped_duplicates"] = int(drop.sum())
+    if text.duplicates == "drop-near":
+        numbers = order[kept[order]]
+        starts = np.concatenate([[0], drafts["end"][:-1]])
+        bodies = (ids[starts[n] : drafts["end"][n] - 1] for n in numbers.tolist())
+        near = numbers[near_duplicates(bodies) >= 0]
+        kept[near] = False
+        counts["dropped_near_duplicates"] = len(near)
+    if not kept[~held_out].any():
+        raise InputError(
+            "nothing is left to train on: every document is too short, or held-out text too; lower "
+            "--min-characters or give other --val-data"
+        )
+    return kept, counts
 
 
-def _append(file: BinaryIO, ids: Sequence[int], vocab_size: int) -> int:
-    array = np.array(ids, np.int64)  # a conversion to uint16 would wrap silently
-    outside = array[(array < 0) | (array >= vocab_size)]
-    if outside.size:
-        raise InputError(f"the tokenizer made the id {outside[0]}, its vocab_size is {vocab_size}")
-    file.write(array.astype(_dtype_for(vocab_size)).tobytes())
-    return len(array)
+SEGMENT = np.dtype(
+    [("start", "<i8"), ("end", "<i8"), ("part_of", "<i4"), ("part", "<i4"), ("draft", DRAFT)]
+)
 
 
-def _dtype_for(vocab_size: int) -> np.dtype:
-    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
-
-
-def _cut(ends: np.ndarray, val_fraction: float) -> int:
-    """Where the held-out part begins; see `prepare`. Both parts have a token at least."""
-    n_tokens = int(ends[-1])
-    n_val = min(max(1, round(n_tokens * val_fraction)), n_tokens - 1)
-    border = int(ends[np.abs(ends - (n_tokens - n_val)).argmin()])
-    return border if abs(border - (n_tokens - n_val)) <= n_val // 4 else n_tokens - n_val
-
-
-def _hold_out(folder: Path, val_fraction: float, dtype: np.dtype) -> None:
-    """Make val's files of the last part of train's. Takes some 50 bytes of memory per document."""
-    path = folder / "train.documents"
-    documents = np.fromfile(path, DOCUMENT)
-    cut = _cut(documents["end"], val_fraction)
-    _move_tail(folder, cut, dtype)
-    n_whole = int(np.searchsorted(documents["end"], cut, side="right"))
-    train, val = documents[:n_whole], documents[n_whole:].copy()
-    if cut > (train["end"][-1] if n_whole else 0):
-        train = documents[: n_whole + 1]
-        train["end"][-1], train["part"][-1], val["part"][0] = cut, 1, 2
-    val["end"] -= cut
-    path.write_bytes(train.tobytes())
-    (folder / "val.documents").write_bytes(val.tobytes())
-
-
-def _move_tail(folder: Path, cut: int, dtype: np.dtype) -> None:
-    """Make val.bin of the ids from `cut` on in train.bin."""
-    with (folder / "train.bin").open("r+b") as train, (folder / "val.bin").open("wb") as val:
-        train.seek(cut * dtype.itemsize)
-        shutil.copyfileobj(train, val, CHUNK_BYTES)
-        train.truncate(cut * dtype.itemsize)
-
-
-def _describe(path: Path, tokenizer: TextTokenizer, source: str, options: dict[str, float]) -> None:
-    """Bring a token file and its documents to the disk, and write the JSON file beside them."""
-    documents = path.with_suffix(".documents")
-    sync(path)
-    sync(documents)
-    dtype = _dtype_for(tokenizer.vocab_size)
-    info = TokenFileInfo(
-        dtype=dtype.name,
-        count=path.stat().st_size // dtype.itemsize,
-        vocab_size=tokenizer.vocab_size,
-        tokenizer=tokenizer.identity,
-        sha256=_checked_sha256(path, tokenizer.vocab_size),
-        documents_sha256=_sha256(documents),
-        source=source,
-        options=options,
-    )
-    write_json(path.with_suffix(".json"), asdict(info))
-
-
-def _checked_sha256(path: Path, vocab_size: int) -> str:
-    """The hash of a token file's bytes; InputError if an id is outside the vocabulary.
-
-    Reads the file in the plain way: pages read through a memory map would count as our memory.
+def _segments(
+    drafts: np.ndarray, kept: np.ndarray, held_out: np.ndarray, recipe: _Recipe
+) -> np.ndarray:
+    """Where the tokens of the kept documents lie, and whether they are to train on (part_of 0) or
+    held out (1): SEGMENT records, one for each document and two for one that is cut.
     """
-    digest, dtype, index = hashlib.sha256(), _dtype_for(vocab_size), 0
+    segments = np.zeros(len(drafts), SEGMENT)
+    segments["draft"], segments["end"] = drafts, drafts["end"]
+    segments["start"][1:] = drafts["end"][:-1]
+    segments["part_of"] = held_out
+    segments = segments[kept]
+    if recipe.has_own_val or not recipe.val_fraction:
+        return segments
+    lengths = segments["end"] - segments["start"]
+    keys = [key.tobytes() for key in segments["draft"]["key"]]
+    split = hold_out(lengths, keys, recipe.val_fraction)
+    segments["part_of"] = split.held
+    if not split.holds_out:
+        logger.warning(
+            "nothing is held out: the text is too short, or every document is there more than once"
+        )
+    if (number := split.cut_document) < 0:
+        return segments
+    both = np.repeat(segments[number : number + 1], 2)
+    both["end"][0] = both["start"][1] = both["start"][0] + split.cut_at
+    both["part_of"], both["part"] = (0, 1), (1, 2)
+    n_prompt = both["draft"]["prompt"][0]
+    both["draft"]["prompt"] = min(n_prompt, split.cut_at), max(0, n_prompt - split.cut_at)
+    return np.concatenate([segments[:number], both, segments[number + 1 :]])
+
+
+def _as_documents(segments: np.ndarray, first_source: int) -> np.ndarray:
+    documents = np.zeros(len(segments), DOCUMENT)
+    documents["end"] = np.cumsum(segments["end"] - segments["start"])
+    documents["part"] = segments["part"]
+    for name in ("row", "prompt"):
+        documents[name] = segments["draft"][name]
+    documents["source"] = segments["draft"]["source"] - first_source
+    return documents
+
+
+def _copied(path: Path, segments: np.ndarray, dtype: np.dtype) -> Iterator[bytes]:
+    """The bytes of these segments of a file of ids, neighbours in one go."""
+    borders = np.flatnonzero(segments["start"][1:] != segments["end"][:-1]) + 1
+    starts = segments["start"][[0, *borders]].tolist()
+    ends = segments["end"][[*(borders - 1), -1]].tolist()
     with path.open("rb") as file:
-        while data := file.read(CHUNK_BYTES):
-            ids = np.frombuffer(data, dtype)
-            if ids.max() >= vocab_size:
-                at = int((ids >= vocab_size).argmax())
-                raise InputError(
-                    f"{path} is damaged: id {ids[at]} at index {index + at} is outside the "
-                    f"vocabulary of {vocab_size:,}; {REMEDY}"
-                )
-            digest.update(data)
-            index += len(ids)
-    return digest.hexdigest()
+        for start, end in zip(starts, ends):
+            file.seek(start * dtype.itemsize)
+            left = (end - start) * dtype.itemsize
+            while left:
+                block = file.read(min(left, BLOCK_BYTES))
+                left -= len(block)
+                yield block
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(CHUNK_BYTES):
-            digest.update(data)
-    return digest.hexdigest()
-
-
-def _read_info(path: Path) -> TokenFileInfo:
-    with contextlib.suppress(InputError, TypeError):
-        info = TokenFileInfo(**read_json(path))
-        if type(info.count) is type(info.vocab_size) is int:
-            return info
-    raise InputError(f"{path} is missing or does not describe a token file; {REMEDY}")
-
-
-def _open_files(folder: Path, has_val: bool) -> tuple[TokenFile, TokenFile | None]:
-    val = TokenFile.open(folder / "val.bin") if has_val else None
-    return TokenFile.open(folder / "train.bin"), val
-
-
-def _open_cached(folder: Path, has_val: bool) -> tuple[TokenFile, TokenFile | None] | None:
-    """What an earlier call made; None, with a notice, if it is damaged: then it is removed."""
+def _open_whole(folder: Path, recipe: _Recipe) -> Corpus | None:
+    """What was made of a recipe; None, with a notice, if it is damaged: then it is removed."""
     if not folder.exists():
         return None
     try:
-        return _open_files(folder, has_val)
-    except InputError as problem:
+        totals = read_json(folder / WHOLE)
+        files = totals.pop("files")
+        train = TokenFile.open(folder)
+        val = TokenFile.open(folder / "val.bin") if "val" in files else None
+        labels = tuple(source.label for source in recipe.sources)
+        train = replace(train, sources=labels[: recipe.n_train])
+        if val:
+            own = labels[recipe.n_train :] if recipe.has_own_val else labels
+            val = replace(val, sources=own)
+        return Corpus(train, val, **totals)
+    except (InputError, KeyError, TypeError) as problem:
         logger.warning("%s: doing that now", problem)
     # Renamed first, so that no other process finds half of it.
     aside = tempfile.mkdtemp(prefix=".", dir=folder.parent)
@@ -499,7 +348,7 @@ def _open_cached(folder: Path, has_val: bool) -> tuple[TokenFile, TokenFile | No
 def _report(corpus: Corpus, origin: str) -> None:
     documents, characters, tokens = corpus.n_documents, corpus.n_characters, corpus.n_tokens
     held_out = corpus.val.info.count if corpus.val else 0
-    logger.info(
+    logger.debug(
         f"{documents:,} document{'s' * (documents != 1)}, {characters:,} characters, {tokens:,} "
         f"tokens ({tokens / characters:.2f} per character): {tokens - held_out:,} to train on, "
         f"{held_out:,} held out{origin}"
@@ -507,32 +356,71 @@ def _report(corpus: Corpus, origin: str) -> None:
 
 
 @contextlib.contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name when it is whole; InputError if it cannot be written.
-
-    Where another process was faster, its folder stays: the content is the same.
-    """
+def _writable(cache: Path) -> Iterator[None]:
+    """Make the cache folder; InputError where it, or what is in it, cannot be written."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as temporary:
-            new = Path(temporary, folder.name)
-            new.mkdir()
-            yield new
-            sync(new)
-            try:
-                new.rename(folder)
-            except OSError:
-                if not folder.is_dir():
-                    raise
-            sync(folder.parent)
+        cache.mkdir(parents=True, exist_ok=True)
+        yield
     except InputError:
         raise
-    except OSError as problem:
+    except (OSError, NotImplementedError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
         raise InputError(
-            f"{folder.parent} cannot be written: {problem.strerror}; set MINIGPT2_CACHE to a "
-            "folder with space for 2 to 4 bytes per token"
+            f"{cache} cannot be written: {reason}; set MINIGPT2_CACHE to a folder with space for 4 "
+            "to 8 bytes per token"
         ) from problem
+
+
+@contextlib.contextmanager
+def _spool(cache: Path, *paths: Sequence[str | Path]) -> Iterator[Path | None]:
+    """A folder for what comes from stdin, if it is named."""
+    if not any("-" in map(str, part) for part in paths if not isinstance(part, Path)):
+        yield None
+        return
+    name = f"stdin-{os.getpid()}"
+    try:
+        with _workspace(cache, name) as folder:
+            yield folder
+    finally:
+        _lock_file(cache, name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _workspace(cache: Path, name: str) -> Iterator[Path]:
+    """An empty folder for one process alone, removed afterwards unless it was renamed.
+
+    What killed processes left of theirs is removed too: the kernel has taken back their locks.
+    """
+    (cache / LOCKS).mkdir(exist_ok=True)
+    for old in cache.glob(".*.tmp"):
+        if left := lock(_lock_file(cache, old.stem[1:]), wait=False):
+            shutil.rmtree(old, ignore_errors=True)
+            left.release()
+    held = lock(_lock_file(cache, name), wait=False)
+    if held is None:
+        logger.info("another process prepares the same text: waiting for it")
+        held = lock(_lock_file(cache, name), wait=True)
+    assert held is not None
+    folder = cache / f".{name}.tmp"
+    try:
+        folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        held.release()
+
+
+def _lock_file(cache: Path, name: str) -> Path:
+    return cache / LOCKS / f"{name}.lock"
 
 
 def _hash_of(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    from .console import run_script
+    from .options import CorpusOptions
+    from .survey import main
+
+    sys.exit(run_script(main, CorpusOptions, positional=True))

@@ -17,7 +17,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .batches import Batch
-from .corpus import Document, TokenFile
+from .tokens import Document, TokenFile
 
 MOST_NAMES = 4  # in one line
 IDS_SHOWN = 24

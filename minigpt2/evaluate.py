@@ -19,17 +19,22 @@ from .precision import Precision
 class Scorer(nn.Module):
     """A model and its loss as one module: what is trained on several GPUs goes from ids to a number
     in one forward pass.
+
+    With `eot`, the end-of-text id, documents in a row are kept apart. As a target it ends a
+    document; as an input its only task is to begin the next one, so it belongs to that.
     """
 
-    def __init__(self, model: GPT2) -> None:
+    def __init__(self, model: GPT2, eot: int | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.eot = model, eot
 
     def forward(self, idx: Tensor, targets: Tensor, scale: Tensor | float = 1.0) -> Tensor:
         """scale times the summed loss in nats of targets (B, T) after idx (B, T) -> ()."""
         model = self.model
         head = model.wte if model.config.tie_word_embeddings else model.lm_head
-        return summed_loss(model.hidden(idx), head.weight, targets, scale)
+        documents = None if self.eot is None else (idx == self.eot).cumsum(1)
+        x = model.hidden(idx, documents=documents)
+        return summed_loss(x, head.weight, targets, scale)
 
 
 @torch.no_grad()  # not inference_mode: FSDP would keep its buffers, and training may not use them

@@ -9,6 +9,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from filelock import FileLock as Lock
+from filelock import Timeout
+
 from .errors import InputError, NotFoundError
 
 # the names that replace_file's mkstemp and safetensors' save_file give to what they write
@@ -66,6 +69,20 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.iterdir():
         if LEFTOVER.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def lock(path: Path, *, wait: bool) -> Lock | None:
+    """Lock a file, made if need be, until `release` or the end of the process, however that ends.
+
+    Without `wait`, None when another process has it. Raises OSError or NotImplementedError where
+    the file system has no locks.
+    """
+    held = Lock(path, timeout=-1 if wait else 0)
+    try:
+        held.acquire()
+    except Timeout:
+        return None
+    return held
 
 
 def describe(path: Path) -> str:

@@ -148,7 +148,8 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         """x (B, T, C) -> (B, T, C).
 
-        mask (B, 1, T, S) comes with the cache; without one, T = S and the mask is causal.
+        mask (B, 1, T, S) comes with a cache, or where documents are kept apart; without one, T = S
+        and the mask is causal.
         """
         q, k, v = rearrange(self.c_attn(x), "b t (n h d) -> n b h t d", n=3, h=self.n_head)
         if cache is not None:
@@ -249,10 +250,14 @@ class GPT2(nn.Module):
         """
         return self.head(self.hidden(idx, cache))
 
-    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(
+        self, idx: Tensor, cache: KVCache | None = None, documents: Tensor | None = None
+    ) -> Tensor:
         """What the last layer knows at every token: idx (B, T) -> (B, T, C).
 
-        Raises InputError beyond block_size, or beyond the cache.
+        With `documents` (B, T), the number of each token's document in its row, rising, every
+        document is read as if it stood alone: its positions begin at 0, and its tokens look at
+        nothing else. Raises InputError beyond block_size, or beyond the cache.
         """
         n_tokens = idx.shape[1]
         if cache is None:
@@ -260,8 +265,11 @@ class GPT2(nn.Module):
             if n_tokens > limit:
                 raise InputError(f"{n_tokens} tokens were given, the model has {limit} positions")
             positions, mask = torch.arange(n_tokens, device=idx.device)[None], None
+            if documents is not None:
+                positions, mask = _apart(documents)
             layers: list[LayerCache | None] = [None] * len(self.h)
         else:
+            assert documents is None, "a cache holds one text a row"
             positions = cache.positions(n_tokens)  # (B, T)
             mask = cache.mask(positions)  # (B, 1, T, S)
             layers = [*cache.layers(positions)]
@@ -361,6 +369,17 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+def _apart(documents: Tensor) -> tuple[Tensor, Tensor]:
+    """documents (B, T), numbers that rise -> positions (B, T) of the tokens in their documents, and
+    the mask (B, 1, T, T) of what they may look at.
+    """
+    n_tokens = documents.shape[1]
+    index = torch.arange(n_tokens, device=documents.device)
+    same = documents[:, :, None] == documents[:, None, :]  # (B, T, T)
+    positions = index - same.int().argmax(-1)  # argmax finds the first of equals
+    return positions, (same & (index <= index[:, None]))[:, None]
 
 
 def _embedding(n_rows: int, width: int) -> nn.Embedding:

@@ -6,6 +6,7 @@ no files. A field that is None takes its value from the situation; its help says
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +14,8 @@ from .errors import InputError
 
 Preset = Literal["nano", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
 
 def flag(name: str) -> str:
@@ -47,6 +50,41 @@ class SamplingConfig:
         _check(self, "min_p", 0 <= self.min_p <= 1, "from 0 to 1")
         penalty = self.repetition_penalty
         _check(self, "repetition_penalty", 0.01 <= penalty <= 100, "from 0.01 to 100")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """How documents are found in files, and what is changed in them: by default, nothing."""
+
+    text_field: str = "text"
+    """The field or column that holds the text, in .jsonl, .json, .csv, .tsv and .parquet."""
+    document_separator: str | None = None
+    """Where one document ends and the next begins inside a text file; \\n and \\t are understood.
+    None: a file is one document."""
+    normalize_unicode: bool = False
+    """Compose characters (Unicode NFC), so that the same letter is the same bytes."""
+    normalize_newlines: bool = False
+    """Turn the line endings of Windows and of old Macs into \\n."""
+    remove_control_characters: bool = False
+    """Remove control characters other than newline, tab and carriage return."""
+    duplicates: Literal["keep", "drop", "drop-near"] = "keep"
+    """What to do with documents that are there already: drop leaves out exact copies, drop-near
+    also those that are nearly the same (needs pip install "minigpt2[data]")."""
+    min_characters: int = 0
+    """Leave out documents shorter than this; 0 keeps all."""
+
+    def __post_init__(self) -> None:
+        _check(self, "min_characters", self.min_characters >= 0, "0 (off) or more")
+        if self.document_separator == "":
+            raise InputError("--document-separator is empty: give the text between documents")
+        if self.text_field == "":
+            raise InputError("--text-field is empty: name the field that holds the text")
+
+    @property
+    def separator(self) -> str | None:
+        """The document separator with its escapes understood."""
+        given = self.document_separator
+        return given and re.sub(r"\\([nrt\\])", lambda found: ESCAPES[found[1]], given)
 
 
 @dataclass(frozen=True)
@@ -133,7 +171,7 @@ class TrainOptions:
     """
 
     data: tuple[str, ...]
-    """Files, folders or globs of UTF-8 text."""
+    """Files, folders, globs, hf://datasets/... paths, or - for stdin."""
     val_data: tuple[str, ...] = ()
     """Held-out text of your own, instead of a part of --data."""
     val_fraction: float = 0.1
@@ -142,6 +180,12 @@ class TrainOptions:
     """Weights to start from: a Hub id, a Hugging Face folder or a run folder."""
     preset: Preset | None = None
     """Start from random weights of this size instead."""
+    document_mask: bool = False
+    """Let tokens look only at their own document, not at those before it in the window."""
+    mask_prompt: bool = False
+    """In rows with the fields prompt and completion, learn the completion only."""
+    workers: int | None = None
+    """Processes that tokenize; the result is the same. None: one per CPU core."""
     out: str | None = None
     """Run folder. None: runs/<name of the data>-<model>."""
     resume: bool = False
@@ -172,9 +216,11 @@ class TrainOptions:
     """Also log to OUT/tensorboard; needs pip install tensorboard."""
     debug: bool = False
     """Show the full traceback of an error."""
+    text: TextConfig = field(default_factory=TextConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        _check(self, "workers", self.workers is None or self.workers >= 1, "1 or more")
         if not self.data:
             raise InputError("--data is empty: name at least one file, folder or glob of text")
         _check(self, "val_fraction", 0 <= self.val_fraction < 1, "from 0 to below 1")
@@ -191,6 +237,37 @@ class TrainOptions:
             )
         if self.lora_rank and self.fsdp:
             raise InputError("--lora-rank with --fsdp is not supported: leave out one of them")
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """Prepare text for training and report what is in it: how much, how long, how well GPT-2's
+    tokens fit, what repeats, what is held out. Training does the same by itself.
+    """
+
+    paths: tuple[str, ...]
+    """Files, folders, globs, hf://datasets/... paths, or - for stdin."""
+    val_data: tuple[str, ...] = ()
+    """Held-out text of your own, instead of a part of PATHS."""
+    val_fraction: float = 0.1
+    """Share held out to judge the model; 0 holds out nothing."""
+    model: str = "gpt2"
+    """Whose tokenizer to use: a Hub id, a Hugging Face folder or a run folder."""
+    preset: Preset | None = None
+    """Use the tokenizer of this preset instead."""
+    workers: int | None = None
+    """Processes that tokenize; the result is the same. None: one per CPU core."""
+    json: bool = False
+    """Print the report as one JSON object."""
+    debug: bool = False
+    """Show the full traceback of an error."""
+    text: TextConfig = field(default_factory=TextConfig)
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise InputError("no path is given: name at least one file, folder or glob of text")
+        _check(self, "val_fraction", 0 <= self.val_fraction < 1, "from 0 to below 1")
+        _check(self, "workers", self.workers is None or self.workers >= 1, "1 or more")
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ def settle(
     """Decide what was left open, from the recipe, the model and the number of training tokens.
 
     `fitting` says how many of `rows` sequences of `block_size` tokens fit into memory at once; it
-    is asked for the rows of one process. Raises InputError when block_size is beyond the model's
+    is asked for the rows of one process. A text of fewer tokens than a window makes the window
+    shorter. Raises InputError when block_size is beyond the model's
     context, or when there are fewer sequences in a batch than processes.
     """
     block_size = config.block_size or model.block_size
@@ -58,6 +59,7 @@ def settle(
         raise InputError(
             f"--block-size is {block_size}, the model has {model.block_size} positions"
         )
+    block_size = max(1, min(block_size, n_tokens - 1))
     batch_size = config.batch_size or recipe.batch_size
     if batch_size < n_processes:
         raise InputError(

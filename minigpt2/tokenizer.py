@@ -17,11 +17,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tiktoken
 
 from . import files, hub
 from .errors import InputError, NotFoundError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -134,17 +138,21 @@ class Tokenizer:
 
         Raises InputError for a lone surrogate, which is not valid Unicode, with its position.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as problem:
-            raise InputError(
-                f"the text has the lone surrogate {text[problem.start]!r} at character "
-                f"{problem.start:,}: it is not valid Unicode, replace or remove it"
-            ) from None
+        _refuse_surrogates(text)
         ranks: list[int] = []
         for part in split_long_whitespace(text, LONGEST_RUN):
             ranks += self._bpe.encode(part, disallowed_special=())
         return ranks if self._ids_are_ranks else [self._ids[rank] for rank in ranks]
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """The ids of `encode` as uint32: the faster way for long texts."""
+        import numpy as np
+
+        _refuse_surrogates(text)
+        parts = split_long_whitespace(text, LONGEST_RUN)
+        ranks = [self._bpe.encode_to_numpy(part, disallowed_special=()) for part in parts]
+        whole = ranks[0] if len(ranks) == 1 else np.concatenate(ranks)
+        return whole if self._ids_are_ranks else self._id_array[whole]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD. InputError for an unknown id."""
@@ -155,6 +163,12 @@ class Tokenizer:
         if id not in self._bytes:
             raise InputError(f"token id {id} is not in the vocabulary of {self.vocab_size:,} ids")
         return self._bytes[id]
+
+    @cached_property
+    def _id_array(self) -> np.ndarray:
+        import numpy as np
+
+        return np.array(self._ids, np.uint32)
 
     @property
     def identity(self) -> str:
@@ -241,6 +255,16 @@ class TextStream:
         certain = min(found, begun)
         self._held = held[certain:]
         return held[:certain]
+
+
+def _refuse_surrogates(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as problem:
+        raise InputError(
+            f"the text has the lone surrogate {text[problem.start]!r} at character "
+            f"{problem.start:,}: it is not valid Unicode, replace or remove it"
+        ) from None
 
 
 def _begun(text: str, stop: str) -> int:

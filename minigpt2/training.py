@@ -61,6 +61,7 @@ class Job:
     facts: Mapping[str, object]  # what a resumed run must have in common with this one
     write_weights: Callable[[GPT2, Path], None]  # a model folder, or an adapter
     world: World = ALONE
+    mask_prompt: bool = False  # prompts are read, and not learned
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,9 @@ def accumulate(
     """
     parts = [*zip(*(part.split(micro_batch_size) for part in world.share(batch)))]
     loss_scale = precision.loss_scale()
-    scale = loss_scale * world.size / _count(batch)  # DDP and FSDP take the mean over processes
+    scale = (
+        loss_scale * world.size / max(1, _count(batch))
+    )  # DDP and FSDP take the mean over processes
     loss = torch.zeros((), device=precision.device)
     for number, (idx, targets) in enumerate(parts):
         row = world.rows(len(batch[0])).start + number * micro_batch_size
@@ -170,7 +173,11 @@ def fit(
     """
     plan, world, run = job.plan, job.world, job.run
     batches = Batches(
-        job.corpus.train, block_size=plan.block_size, batch_size=plan.batch_size, seed=plan.seed
+        job.corpus.train,
+        block_size=plan.block_size,
+        batch_size=plan.batch_size,
+        seed=plan.seed,
+        mask_prompt=job.mask_prompt,
     )
     optimizer = make_optimizer(
         job.model, learning_rate=plan.learning_rate, weight_decay=plan.weight_decay
@@ -302,7 +309,9 @@ def judge(
     best = val is None
     if val is not None:
         rows = state.micro_batch_size * world.size
-        scored = validation_batches(val, block_size=plan.block_size, batch_size=rows)
+        scored = validation_batches(
+            val, block_size=plan.block_size, batch_size=rows, mask_prompt=job.mask_prompt
+        )
         scored = _until(asked_to_stop, scored)
         scorer = distributed.unwrapped(job.scorer)
         metrics["val_loss"] = loss = mean_loss(scorer, scored, job.precision, world)
@@ -449,7 +458,7 @@ def _advice(run: RunFolder) -> str:
 
 def _loss_of(job: Job, batch: Batch) -> Callable[[Tensor, Tensor], Tensor]:
     """The part of a micro-batch in the loss of a batch, as `accumulate` computes it."""
-    scale = job.precision.loss_scale() / _count(batch)
+    scale = job.precision.loss_scale() / max(1, _count(batch))
 
     def loss_of(idx: Tensor, targets: Tensor) -> Tensor:
         idx, targets = job.precision.to_device(idx), job.precision.to_device(targets)

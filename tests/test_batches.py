@@ -2,6 +2,7 @@
 
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from minigpt2.batches import IGNORE, Batches, validation_batches
 from minigpt2.corpus import prepare
 from minigpt2.errors import InputError
 from minigpt2.tokenizer import Tokenizer
+from minigpt2.tokens import DOCUMENT, TokenFile, TokenFileInfo
 
 quick = settings(max_examples=80, deadline=None)
 sizes = st.integers(1, 40)
@@ -214,3 +216,62 @@ def test_batches_of_a_prepared_corpus_are_its_tokens(tmp_path):
         assert all("".join(map(chr, row)) in doubled for row in idx.tolist())
     scored = [t for _, t in validation_batches(corpus.val, block_size=11, batch_size=3)]
     assert torch.cat(scored)[torch.cat(scored) != IGNORE].tolist() == corpus.val.tokens[1:].tolist()
+
+
+lengths_of_documents = st.lists(
+    st.tuples(st.integers(1, 9), st.integers(0, 8)).map(lambda pair: (pair[0], min(pair))),
+    min_size=1,
+    max_size=12,
+)
+
+
+def with_prompts(lengths):
+    """A token file of consecutive numbers, and the positions of prompts' tokens."""
+    records = np.zeros(len(lengths), DOCUMENT)
+    records["end"] = np.cumsum([length for length, _ in lengths])
+    records["prompt"] = [min(prompt, length - 1) for length, prompt in lengths]
+    ids = numbers(int(records["end"][-1]))
+    starts = records["end"] - [length for length, _ in lengths]
+    prompts = {
+        int(at) for start, n in zip(starts, records["prompt"]) for at in range(start, start + n)
+    }
+    info = TokenFileInfo("uint16", len(ids), 65536, "", "", "")
+    return TokenFile(Path("train.bin"), ids, info, records), prompts
+
+
+@quick
+@given(lengths_of_documents, sizes, sizes, seeds, st.integers(0, 2))
+def test_with_masked_prompts_all_other_tokens_are_targets_once_and_prompts_never(
+    lengths, T, batch_size, seed, epoch
+):
+    file, prompts = with_prompts(lengths)
+    assume(len(file.tokens) > T and prompts)
+    sizes = {"block_size": T, "batch_size": batch_size, "seed": seed}
+    batches = Batches(file, **sizes, mask_prompt=True)
+    idx, targets = rows_of_epoch(batches, batch_size, epoch)
+    scored = targets[targets != IGNORE].tolist()
+    assert sorted(scored) == [at for at in range(len(file.tokens)) if at not in prompts]
+    plain_idx, plain = rows_of_epoch(Batches(file, **sizes), batch_size, epoch)
+    assert torch.equal(idx, plain_idx)
+    hidden = torch.isin(plain, torch.tensor(sorted(prompts)))
+    assert torch.equal(targets, plain.masked_fill(hidden, IGNORE))
+
+
+@quick
+@given(lengths_of_documents, sizes, sizes)
+def test_held_out_prompts_are_not_scored_either(lengths, T, batch_size):
+    file, prompts = with_prompts(lengths)
+    assume(len(file.tokens) > 1)
+    sizes = {"block_size": T, "batch_size": batch_size}
+    masked = [*validation_batches(file, **sizes, mask_prompt=True)]
+    scored = [int(t) for _, targets in masked for t in targets.flatten() if t != IGNORE]
+    assert scored == [at for at in range(1, len(file.tokens)) if at not in prompts]
+    for (idx, _), (plain, _) in zip(masked, validation_batches(file, **sizes), strict=True):
+        assert torch.equal(idx, plain)
+
+
+def test_masking_prompts_of_a_text_without_any_is_refused():
+    file, _ = with_prompts([(5, 0), (7, 0)])
+    with pytest.raises(InputError, match="no row has the fields prompt and completion"):
+        Batches(file, block_size=3, batch_size=2, seed=1, mask_prompt=True)
+    assert len([*validation_batches(file, block_size=3, batch_size=2, mask_prompt=True)]) == 2

@@ -530,7 +530,7 @@ def test_a_file_system_that_cannot_lock_is_refused(tmp_path, monkeypatch):
     def cannot(_lock):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(checkpoint.FileLock, "acquire", cannot)
+    monkeypatch.setattr(checkpoint.Lock, "acquire", cannot)
     with pytest.raises(InputError, match="cannot be locked: No locks available"):
         RunFolder.claim(tmp_path / "run", resume=False)
 

@@ -1,21 +1,20 @@
 """Text on disk to token ids on disk. Oracles: the text in one string, tokenized at once."""
 
 import contextlib
-import gzip
 import hashlib
 import json
 import logging
 import os
-import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
 import threading
 import time
-import zipfile
 from dataclasses import replace
 from functools import cache, partial
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +23,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minigpt2 import corpus as module
-from minigpt2.corpus import TokenFile, default_cache_dir, find_files, prepare, read_text
-from minigpt2.errors import InputError, NotFoundError
+from minigpt2 import encoding, tokens
+from minigpt2.corpus import default_cache_dir, prepare
+from minigpt2.encoding import cut_at_words
+from minigpt2.errors import InputError
+from minigpt2.options import TextConfig
 from minigpt2.tokenizer import Tokenizer
+from minigpt2.tokens import TokenFile
 
 FRAGMENTS = [
     *(" ", "  ", "\n", "\n\n", "\t", "\r\n", "\xa0", "\u3000", "\u2028", "\x1c", "\x85", "\x0b"),
@@ -49,8 +52,11 @@ class Bytes:
     def encode(self, text):
         return list(text.encode())
 
+    def encode_array(self, text):
+        return np.array(self.encode(text), np.int64)
 
-class Words:
+
+class Words(Bytes):
     """A tokenizer with a vocabulary of any size: words are the numbers that they spell."""
 
     eot = 0
@@ -93,279 +99,77 @@ def stream_of(contents, tokenizer):
     return [id for text in contents if text for id in [*tokenizer.encode(text), tokenizer.eot]]
 
 
+def made_in(cache):
+    """The folders that a cache offers; hidden ones are its own business."""
+    return [path for path in cache.iterdir() if not path.name.startswith(".")]
+
+
 @contextlib.contextmanager
-def chunks_of(n_bytes):
+def small_parts(n_bytes, n_characters):
+    """Read, cut and tokenize a few characters at a time."""
+    read = partial(encoding.read_documents, chunk_bytes=n_bytes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "read_text", partial(read_text, chunk_bytes=n_bytes))
-        patch.setattr(module, "CHUNK_BYTES", n_bytes + n_bytes % 2)
+        patch.setattr(encoding, "read_documents", read)
+        patch.setattr(encoding, "cut_at_words", partial(encoding.cut_at_words, size=n_characters))
+        patch.setattr(encoding, "BATCH_CHARACTERS", n_characters)
         yield
-
-
-@pytest.fixture
-def tree(tmp_path):
-    for name in (
-        *("b.txt", "a.md", "c.rst", "D.TXT", "e.tex", "noextension", ".hidden.txt", "x[1].txt"),
-        *("sub/deeper/f.txt", "sub/g.tex", ".git/h.txt", "sub/.cache/i.txt", "bare/j.tex"),
-    ):
-        path = tmp_path / "tree" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(name)
-    return tmp_path / "tree"
-
-
-@pytest.mark.parametrize(
-    ("given_paths", "expected"),
-    [
-        (["."], "D.TXT a.md b.txt c.rst sub/deeper/f.txt x[1].txt"),
-        (["e.tex", "noextension"], "e.tex noextension"),
-        ([".hidden.txt"], ".hidden.txt"),
-        (["b.txt", "a.md", "b.txt", "sub/../b.txt"], "a.md b.txt"),
-        (["*.tex"], "e.tex"),
-        (["**/*.tex"], "bare/j.tex e.tex sub/g.tex"),
-        (["**/?.t*", "b.txt"], "b.txt bare/j.tex e.tex sub/deeper/f.txt sub/g.tex"),
-        (["[ab].*"], "a.md b.txt"),
-        (["x[1].txt"], "x[1].txt"),
-        (["s*", "bar?/*"], "bare/j.tex sub/deeper/f.txt"),
-    ],
-)
-def test_files_folders_and_globs_are_found_sorted_and_once(
-    tree, monkeypatch, given_paths, expected
-):
-    monkeypatch.chdir(tree)
-    assert [path.as_posix() for path in find_files(given_paths)] == expected.split()
-    absolute = [str(tree / path) for path in given_paths]
-    assert [path.relative_to(tree) for path in find_files(absolute)] == [
-        path.relative_to(tree) for path in find_files([tree / path for path in given_paths])
-    ]
-    assert {p.resolve() for p in find_files(absolute)} == {
-        (tree / name).resolve() for name in expected.split()
-    }
-
-
-def test_one_path_that_is_no_list_is_that_path(tree):
-    assert find_files(str(tree / "b.txt")) == find_files(tree / "b.txt") == [tree / "b.txt"]
-
-
-def test_a_file_under_two_names_is_found_once(tree):
-    (tree / "a.txt").symlink_to(tree / "b.txt")
-    assert find_files([tree / "b.txt", tree / "a.txt"]) == [tree / "a.txt"]
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("none.txt", r"none\.txt does not exist"),
-        ("*.csv", r"\*\.csv does not exist and matches no file"),
-        ("**/*.csv", r"\*\*/\*\.csv does not exist and matches no file"),
-        ("bare", r"bare has no \.txt, \.md, \.rst file"),
-        ("bar?", r"bar\? does not exist and matches no file"),
-    ],
-)
-def test_what_leads_to_no_file_is_named(tree, path, message):
-    with pytest.raises(NotFoundError, match=message):
-        find_files([tree / "b.txt", tree / path])
-
-
-@pytest.fixture
-def unprivileged():
-    """A new folder of a user who may not read everything, even where tests run as root."""
-    if os.name == "nt":
-        pytest.skip("POSIX permissions")
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o777)
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    yield folder
-    if root:
-        os.seteuid(0)
-    for path in (folder, *folder.iterdir()):
-        path.chmod(0o700)
-    shutil.rmtree(folder)
-
-
-def test_unreadable_files_and_folders_are_named(unprivileged):
-    (unprivileged / "file.txt").write_text("text")
-    (unprivileged / "folder").mkdir()
-    for name in ("file.txt", "folder"):
-        (unprivileged / name).chmod(0)
-    with pytest.raises(InputError, match=r"file\.txt cannot be read: Permission denied"):
-        list(read_text(unprivileged / "file.txt"))
-    with pytest.raises(InputError, match=r"folder cannot be read: Permission denied"):
-        find_files([unprivileged])
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
-def test_a_pipe_is_refused_without_waiting_for_it(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(InputError, match="pipe is no regular file"):
-        prepare([tmp_path / "pipe"], Bytes(), cache_dir=tmp_path / "cache")
-
-
-@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="Linux")
-def test_an_error_while_reading_is_named():
-    with pytest.raises(InputError, match=r"/proc/self/mem cannot be read: Input/output error"):
-        list(read_text(Path("/proc/self/mem")))
-
-
-@quick
-@given(texts, st.integers(1, 40), st.sampled_from([257, 300, 50257]))
-@example("so the the", 6, 50257)
-@example("a\n\nb", 2, 50257)
-@example("x   y", 2, 50257)
-@example("one\x1c two", 4, 50257)
-def test_ids_do_not_depend_on_the_chunk_size(text, chunk_bytes, vocab_size):
-    with tempfile.TemporaryDirectory() as folder:
-        (path,) = write(Path(folder), a=text)
-        parts = list(read_text(path, chunk_bytes=chunk_bytes))
-    assert "".join(parts) == text.removeprefix("\ufeff")
-    encode = gpt2(vocab_size).encode
-    assert [id for part in parts for id in encode(part)] == encode("".join(parts))
-
-
-def test_cutting_anywhere_would_change_ids():
-    encode = gpt2().encode
-    assert encode("the t") + encode("he") != encode("the the")
-    assert encode("a\n\n") + encode("b") != encode("a\n\nb")
-
-
-@pytest.mark.parametrize(
-    ("text", "chunk_bytes", "expected"),
-    [
-        ("ab cd ef", 2, ["ab", " cd", " ef"]),  # word borders that are borders of chunks too
-        ("ab cd ef", 3, ["ab", " cd", " ef"]),
-        ("ab cd ef", 99, ["ab cd", " ef"]),
-        ("ab  \n cd", 3, ["ab", "  \n cd"]),
-        ("", 3, []),
-    ],
-)
-def test_the_cut_is_the_last_word_border(tmp_path, text, chunk_bytes, expected):
-    (path,) = write(tmp_path, a=text)
-    assert list(read_text(path, chunk_bytes=chunk_bytes)) == expected
-
-
-def test_parts_stay_near_the_chunk_size(tmp_path):
-    (path,) = write(tmp_path, a="The lamp is lit, and\n\n  the sea says nothing. " * 500)
-    parts = list(read_text(path, chunk_bytes=1000))
-    assert max(map(len, parts)) < 1020 and len(parts) > 20
-
-
-@pytest.mark.parametrize("piece", ["a", "日", "\u3000", " "])
-def test_a_piece_without_a_border_is_kept_whole_in_linear_time(tmp_path, piece):
-    n = 3_000_000
-    (path,) = write(tmp_path, a=f"so {piece * n} on")
-    began = time.perf_counter()
-    parts = list(read_text(path, chunk_bytes=10_000))
-    assert time.perf_counter() - began < 10
-    assert "".join(parts) == f"so {piece * n} on"
-    assert max(map(len, parts)) >= n
-
-
-@quick
-@given(texts.map(lambda text: text.replace("\r", "\r\n")), st.integers(1, 9))
-@example("\ufeff\ufeffx\ufeff", 1)
-@example("a\r\n\rb\0\r\n", 2)
-def test_every_byte_is_kept_but_one_leading_mark(text, chunk_bytes):
-    with tempfile.TemporaryDirectory() as folder:
-        (path,) = write(Path(folder), a=text)
-        got = "".join(read_text(path, chunk_bytes=chunk_bytes)).encode()
-    assert got == text.encode().removeprefix(b"\xef\xbb\xbf")
-
-
-@quick
-@given(
-    st.text(max_size=20).filter(lambda text: text.count("\0") <= 8),
-    st.sampled_from([b"\xff", b"\xe9 ", b"\xc0\x80", b"\xed\xa0\x80", b"\xf0\x9f\xa4", b"\x80"]),
-    st.sampled_from(["", "after", "日本"]),
-    st.booleans(),
-    st.integers(1, 9),
-)
-def test_invalid_utf8_is_refused_with_its_place_in_the_file(before, bad, after, bom, chunk_bytes):
-    data = b"\xef\xbb\xbf" * bom + b"x" + before.encode() + bad + after.encode()
-    with pytest.raises(UnicodeDecodeError) as oracle:
-        data.decode()
-    with tempfile.TemporaryDirectory() as folder:
-        (path,) = write(Path(folder), a=data)
-        with pytest.raises(InputError, match=r"a\.txt is not UTF-8 at byte (\d+): .*iconv") as got:
-            list(read_text(path, chunk_bytes=chunk_bytes))
-    assert f"at byte {oracle.value.start}:" in str(got.value)
-
-
-def zipped(folder):
-    with zipfile.ZipFile(folder / "zip", "w") as archive:
-        archive.writestr("word/document.xml", "<w:t>text</w:t>")
-    return (folder / "zip").read_bytes()
-
-
-LATIN = "The lamp is lit.\n"
-OTHER_FILES = [
-    (lambda folder: LATIN.encode("utf-16"), r"looks like UTF-16: .* iconv -f UTF-16 -t UTF-8"),
-    (lambda folder: b"\xfe\xff" + "日本".encode("utf-16-be"), "looks like UTF-16: "),
-    (lambda folder: LATIN.encode("utf-16-le"), "looks like UTF-16LE: .* iconv -f UTF-16LE"),
-    (lambda folder: "naïve ışık ".encode("utf-16-be") * 9999, "looks like UTF-16BE: "),
-    (lambda folder: LATIN.encode("utf-32"), "looks like UTF-32: "),
-    (lambda folder: b"%PDF-1.7\n...", "is a PDF: .*pdftotext"),
-    (zipped, "is a zip archive, as Word's files are too: "),
-    (lambda folder: gzip.compress(LATIN.encode()), "is compressed with gzip: .*gunzip"),
-    (lambda folder: b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
-    (lambda folder: b"ELF text\0\0\0\0\0" * 99, "is a binary file"),
-    (lambda folder: bytes(1000), "is a binary file"),
-    (lambda folder: b"x" * 60_000 + bytes(1000), "is a binary file"),
-]
-
-
-@pytest.mark.parametrize(("make", "message"), OTHER_FILES)
-def test_other_files_than_text_are_refused_by_name(tmp_path, make, message):
-    (path,) = write(tmp_path, a=make(tmp_path))
-    with pytest.raises(InputError, match=rf"a\.txt {message}"):
-        prepare([path], Bytes(), cache_dir=tmp_path / "cache")
-
-
-@pytest.mark.parametrize("text", ["a\0b", "\0", "x" * 9990 + "\0" * 90, "<html>PK\x03\x04 %PDF-"])
-def test_a_few_nuls_and_harmless_beginnings_are_text(tmp_path, text):
-    paths = write(tmp_path, a=text)
-    corpus = prepare(paths, gpt2(), val_fraction=0, cache_dir=tmp_path / "cache")
-    assert ids_of(corpus)[0] == stream_of([text], gpt2())
 
 
 @quick
 @given(
     st.lists(texts, min_size=1, max_size=6).filter(any),
     st.integers(1, 40),
-    st.floats(0, 1, exclude_max=True),
+    st.integers(1, 40),
+    st.floats(0, 0.9),
 )
-def test_training_and_held_out_ids_are_the_whole_stream(contents, chunk_bytes, val_fraction):
+def test_training_and_held_out_ids_are_all_documents_whole(
+    contents, n_bytes, n_characters, val_fraction
+):
     contents = [text.removeprefix("\ufeff") for text in contents]
     if not any(contents):
         return
     tokenizer = gpt2(300)
-    stream = stream_of(contents, tokenizer)
-    with tempfile.TemporaryDirectory() as folder, chunks_of(chunk_bytes):
-        named = {f"{number}": "\ufeff" + text for number, text in enumerate(contents)}
-        paths = write(Path(folder), **named)
-        corpus = prepare(
-            paths, tokenizer, val_fraction=val_fraction, cache_dir=Path(folder) / "cache"
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write(Path(folder), **{f"{n}": "\ufeff" + text for n, text in enumerate(contents)})
+        options = {"val_fraction": val_fraction, "cache_dir": Path(folder) / "cache"}
+        with small_parts(n_bytes, n_characters):
+            corpus = prepare(paths, tokenizer, **options)
+        whole = prepare(paths, tokenizer, **options | {"cache_dir": Path(folder) / "other"})
         train, val = ids_of(corpus)
-    assert train + val == stream
-    assert train.count(tokenizer.eot) + val.count(tokenizer.eot) == sum(map(bool, contents))
+        assert ids_of(whole) == (train, val) and whole.identity == corpus.identity
+        documents = [*rows_of(corpus.train), *(rows_of(corpus.val) if corpus.val else [])]
+        cut = [row for row, part in documents if part]
+        together = [row for row, part in documents if not part]
+        together += [[*chain(*cut)]] if cut else []
+    assert sorted(together) == sorted([*tokenizer.encode(t), tokenizer.eot] for t in contents if t)
+    assert len(cut) in (0, 2)
     assert (corpus.n_documents, corpus.n_characters, corpus.n_tokens) == (
         sum(map(bool, contents)),
         sum(map(len, contents)),
-        len(stream),
+        len(train) + len(val),
     )
-    if val_fraction == 0:
-        assert corpus.val is None
-        return
-    assert train and val
-    share = min(max(1, round(val_fraction * len(stream))), len(stream) - 1)
-    assert len(val) == share or (train[-1] == tokenizer.eot and abs(len(val) - share) <= share / 4)
+    assert corpus.val is not None or not val_fraction or every_text_has_a_copy(contents)
+
+
+def every_text_has_a_copy(contents):
+    """Or is too short to be cut."""
+    some = [text for text in contents if text]
+    return all(some.count(text) > 1 or len(gpt2(300).encode(text)) < 3 for text in some)
+
+
+def rows_of(file):
+    """(ids, part) of each document of a token file."""
+    starts = [0, *file.documents["end"]]
+    return [
+        (file.tokens[start : document["end"]].tolist(), int(document["part"]))
+        for start, document in zip(starts, file.documents)
+    ]
 
 
 @quick
 @given(
     st.lists(st.sampled_from(["", "a", "bc", "the sea ", "x" * 40]), min_size=1).filter(any),
-    st.floats(0, 1, exclude_max=True),
+    st.floats(0, 0.9),
     st.booleans(),
 )
 @example(["x" * 40], 0.5, False)
@@ -376,31 +180,27 @@ def test_every_token_leads_to_its_document(contents, val_fraction, own_val):
         own = write(Path(folder), val1="", val2="held out", val3="too") if own_val else []
         options = {"val_fraction": val_fraction, "cache_dir": Path(folder) / "cache"}
         corpus = prepare(paths, Bytes(), val_paths=own, **options)
-    texts = [(path, text) for path, text in zip(paths, contents) if text]
-    owners = [path for path, text in texts for _ in stream_of([text], Bytes())]
-    n_train = len(corpus.train.tokens)
-    n_part = len(owners) - n_train
-    cut = None if own_val or not n_part else owners[n_train - 1]
-    if cut and cut != owners[n_train]:
-        cut = None
-    check_documents(corpus.train, owners[:n_train], cut, "first part")
-    if own_val:
-        check_documents(corpus.val, [own[1]] * 9 + [own[2]] * 4, None, "")
-    elif n_part:
-        check_documents(corpus.val, owners[n_train:], cut, "last part")
-
-
-def check_documents(file, owners, cut, part):
-    """`owners` has the path that each token came from; of `cut` only a part is here."""
-    in_order = list(dict.fromkeys(owners))
-    for position, owner in enumerate(owners):
-        (document,) = file.documents_at([position])
-        assert document.number == in_order.index(owner)
-        assert document.label == (f"{owner} ({part})" if owner == cut else str(owner))
-        assert document.start == owners.index(owner)
-        assert document.end - document.start == owners.count(owner)
-    documents = file.documents_at(range(len(owners))[::-1])
-    assert [document.number for document in documents] == [*range(len(in_order))]
+        texts = {str(path): path.read_text() for path in [*paths, *own]}
+        for file in filter(None, (corpus.train, corpus.val)):
+            start = 0
+            for number, record in enumerate(file.documents):
+                end = int(record["end"])
+                for position in range(start, end):
+                    (document,) = file.documents_at([position])
+                    assert (document.number, document.start, document.end) == (number, start, end)
+                name, _, part = document.label.partition(" (")
+                ids = stream_of([texts[name]], Bytes())
+                found = file.tokens[start:end].tolist()
+                if part == "first part)":
+                    assert ids[: len(found)] == found and len(found) < len(ids)
+                elif part == "last part)":
+                    assert ids[-len(found) :] == found and len(found) < len(ids)
+                else:
+                    assert (ids, part) == (found, "")
+                start = end
+            assert start == len(file.tokens)
+            numbers = [document.number for document in file.documents_at(range(start)[::-1])]
+            assert numbers == [*range(len(file.documents))]
 
 
 def test_documents_have_the_names_that_the_user_gave_now(tmp_path, monkeypatch):
@@ -427,34 +227,12 @@ def test_documents_have_the_names_that_the_user_gave_now(tmp_path, monkeypatch):
 def test_a_row_of_a_file_is_named_with_it(tmp_path):
     paths = write(tmp_path, a="one", b="two")
     file = prepare(paths, Bytes(), val_fraction=0, cache_dir=tmp_path / "cache").train
-    rows = np.array([(3, 1, 1, 0), (8, 17, 1, 1)], module.DOCUMENT)
+    rows = np.array([(3, 1, 0, 1, 0), (8, 17, 0, 1, 1)], module.DOCUMENT)
     first, second = replace(file, documents=rows).documents_at([0, 7])
     assert (first.label, second.label) == (
         f"{paths[1]}:row 1",
         f"{paths[1]}:row 17 (first part)",
     )
-
-
-@pytest.mark.parametrize(
-    ("lengths", "val_fraction", "n_val"),
-    [
-        ([999], 0.1, 100),  # no border within reach
-        ([99] * 10, 0.1, 100),  # a border in the very place
-        ([99] * 10, 0.09, 100),  # the nearest border is 10 away, 22 are allowed
-        ([99] * 10, 0.12, 100),
-        ([99] * 10, 0.15, 150),  # 50 away, 37 are allowed
-        ([499, 99, 399], 0.44, 400),
-        ([499, 99, 399], 0.6, 500),
-        ([1], 0.001, 1),
-        ([1], 0.999, 1),
-    ],
-)
-def test_the_cut_moves_to_a_border_within_a_quarter_of_the_held_out_part(
-    tmp_path, lengths, val_fraction, n_val
-):
-    paths = write(tmp_path, **{f"{i:03}": "x" * n for i, n in enumerate(lengths)})
-    corpus = prepare(paths, Bytes(), val_fraction=val_fraction, cache_dir=tmp_path / "cache")
-    assert len(ids_of(corpus)[1]) == n_val
 
 
 def test_three_files_have_three_end_of_texts_and_empty_ones_none(tmp_path):
@@ -536,7 +314,7 @@ def test_no_id_ever_wraps(tmp_path, vocab_size, dtype):
 def test_an_id_outside_the_vocabulary_is_refused(tmp_path, id):
     with pytest.raises(InputError, match=rf"made the id {id}, its vocab_size is 300"):
         prepare(write(tmp_path, a=f"7 {id}"), Words(300), cache_dir=tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert made_in(tmp_path / "cache") == []
 
 
 def test_the_json_beside_a_token_file_says_what_it_is(tmp_path):
@@ -554,8 +332,6 @@ def test_the_json_beside_a_token_file_says_what_it_is(tmp_path):
             "documents_sha256": hashlib.sha256(
                 file.path.with_suffix(".documents").read_bytes()
             ).hexdigest(),
-            "source": corpus.train.info.source,
-            "options": {"val_fraction": 0.5},
         }
         again = TokenFile.open(file.path)
         assert again.tokens.tolist() == file.tokens.tolist() and again.info == file.info
@@ -581,7 +357,7 @@ def test_a_megabyte_without_spaces_takes_less_than_five_seconds(tmp_path, charac
 
 
 def test_the_second_time_nothing_is_tokenized(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG, logger="minigpt2.corpus")
     paths = write(tmp_path, a="one\n" * 30, b="two")
     first = prepare(paths, Bytes(), cache_dir=tmp_path / "cache")
     assert caplog.messages == [
@@ -600,7 +376,7 @@ def test_the_second_time_nothing_is_tokenized(tmp_path, caplog):
 def test_where_the_text_lies_does_not_matter(tmp_path):
     first = prepare(write(tmp_path, a="one", b="two"), Bytes(), cache_dir=tmp_path / "cache")
     (tmp_path / "new").mkdir()
-    moved = write(tmp_path / "new", q="\ufeffone", r="two")
+    moved = write(tmp_path / "new", q="one", r="two")
     second = prepare(moved, Forbidden(), cache_dir=tmp_path / "cache")
     assert second.train.path == first.train.path
 
@@ -705,7 +481,7 @@ def damage_no_documents(path):
 
 
 def damage_documents(path):
-    path.with_suffix(".documents").write_bytes(bytes(24))
+    path.with_suffix(".documents").write_bytes(bytes(32))
 
 
 def change_json(**values):
@@ -761,10 +537,10 @@ def test_which_file_is_held_out_makes_new_files(tmp_path):
 def test_a_damaged_token_file_is_refused_or_made_again(
     tmp_path, monkeypatch, caplog, part, damage, message
 ):
-    monkeypatch.setattr(module, "CHUNK_BYTES", 4)
+    monkeypatch.setattr(tokens, "BLOCK_BYTES", 4)
     paths = write(tmp_path, a="x" * 99)
     whole = ids_of(prepare(paths, Bytes(), val_fraction=0.5, cache_dir=tmp_path / "cache"))
-    (folder,) = (tmp_path / "cache").iterdir()
+    (folder,) = made_in(tmp_path / "cache")
     path = folder / f"{part}.bin"
     damage(path)
     with pytest.raises(InputError, match=message):
@@ -775,7 +551,7 @@ def test_a_damaged_token_file_is_refused_or_made_again(
     (notice,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert str(path.with_suffix("")) in notice.getMessage()
     assert notice.getMessage().endswith("; prepare the text again: doing that now")
-    assert list((tmp_path / "cache").iterdir()) == [folder]
+    assert made_in(tmp_path / "cache") == [folder]
     prepare(paths, Forbidden(), val_fraction=0.5, cache_dir=tmp_path / "cache")
 
 
@@ -817,7 +593,7 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(tmp_path, change):
 
     with pytest.raises(InputError, match=r"b\.txt (changed while it was read|cannot be read)"):
         prepare([a, b], Interfering(act), cache_dir=tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert made_in(tmp_path / "cache") == []
 
 
 @pytest.mark.parametrize("problem", [KeyboardInterrupt, RuntimeError])
@@ -828,25 +604,33 @@ def test_what_stops_the_work_leaves_nothing_behind(tmp_path, problem):
     paths = write(tmp_path, a="one")
     with pytest.raises(problem):
         prepare(paths, Interfering(stop), cache_dir=tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert made_in(tmp_path / "cache") == []
 
 
-def test_two_at_once_make_one_folder(tmp_path):
+def test_of_two_at_once_one_works_and_the_other_waits_for_it(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     paths = write(tmp_path, a="one\n" * 99)
-    together, got = threading.Barrier(2, timeout=30), []
+    other_waits, got = threading.Event(), []
 
-    def work():
-        tokenizer = Interfering(together.wait)  # neither is done before both are at work
+    def waits():
+        other_waits.wait(30)
+
+    def work(tokenizer):
         got.append(prepare(paths, tokenizer, cache_dir=tmp_path / "cache"))
 
-    workers = [threading.Thread(target=work) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    first, second = got
-    assert ids_of(first) == ids_of(second)
-    assert list((tmp_path / "cache").iterdir()) == [first.train.path.parent]
+    first = threading.Thread(target=work, args=[Interfering(waits)])
+    first.start()
+    while not list((tmp_path / "cache").glob(".*.tmp")):
+        time.sleep(0.01)
+    second = threading.Thread(target=work, args=[Forbidden()])
+    second.start()
+    while "another process prepares the same text: waiting for it" not in caplog.messages:
+        time.sleep(0.01)
+    other_waits.set()
+    first.join()
+    second.join()
+    assert ids_of(got[0]) == ids_of(got[1])
+    assert made_in(tmp_path / "cache") == [got[0].train.path.parent]
 
 
 def in_a_process(code, *arguments):
@@ -865,8 +649,10 @@ def test_a_killed_process_leaves_nothing_that_counts(tmp_path):
     """
     done = in_a_process(code, paths[0], tmp_path / "cache", Path(__file__).parent)
     assert done.returncode == -9, done.stderr
+    assert len(list((tmp_path / "cache").glob(".*.tmp"))) == 1
     corpus = prepare(paths, Bytes(), val_fraction=0, cache_dir=tmp_path / "cache")
     assert ids_of(corpus)[0] == stream_of(["one\n" * 99], Bytes())
+    assert list((tmp_path / "cache").glob(".*.tmp")) == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
@@ -885,7 +671,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
             prepare(paths, Bytes(), cache_dir=tmp_path / "cache")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert made_in(tmp_path / "cache") == []
 
 
 def test_where_the_cache_is(tmp_path, monkeypatch):
@@ -904,9 +690,10 @@ def test_where_the_cache_is(tmp_path, monkeypatch):
 
 def test_long_work_says_how_far_it_is(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(module, "NOTICE_SECONDS", 0)
+    monkeypatch.setattr(encoding, "NOTICE_SECONDS", 0)
     prepare(write(tmp_path, a="x" * 30, b="y" * 90), Bytes(), cache_dir=tmp_path / "cache")
-    assert caplog.messages[:2] == ["tokenized 25% of the text", "tokenized 100% of the text"]
+    notices = [message.split(",")[0] for message in caplog.messages[:2]]
+    assert notices == ["read 25% of the files", "read 100% of the files"]
 
 
 def test_ten_thousand_files_are_ten_thousand_documents_in_order(tmp_path):
@@ -917,8 +704,191 @@ def test_ten_thousand_files_are_ten_thousand_documents_in_order(tmp_path):
         [tmp_path / "texts" / "*.txt"], Bytes(), val_fraction=0.1, cache_dir=tmp_path / "cache"
     )
     train, val = ids_of(corpus)
-    assert train == stream_of(numbers[:9000], Bytes())
-    assert val == stream_of(numbers[9000:], Bytes())
+    held_out = [number for number in numbers if number in decoded(val)]
+    assert len(held_out) == 1000
+    assert val == stream_of(held_out, Bytes())
+    assert train == stream_of([n for n in numbers if n not in set(held_out)], Bytes())
+
+
+def decoded(ids):
+    """The documents that the ids of `Bytes` are."""
+    text = "".join(chr(id) for id in ids)
+    return set(text.split(chr(Bytes.eot)))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [["the sea"], ["the", " sea", " ", "\n", "\tx"], ["a", "b", "c"], [" ", " ", "x y", "z"], []],
+)
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+def test_cut_parts_put_together_are_the_text(parts, size):
+    assert "".join(cut_at_words(parts, size)) == "".join(parts)
+
+
+@quick
+@given(texts, st.lists(st.integers(0, 60), max_size=6), st.integers(1, 40))
+def test_ids_of_the_parts_are_the_ids_of_the_text(text, cuts, size):
+    borders = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    chunks = [text[start:end] for start, end in pairwise(borders)]
+    ids = [id for part in cut_at_words(chunks, size) for id in gpt2().encode(part)]
+    assert ids == gpt2().encode(text)
+
+
+def test_cutting_anywhere_would_change_ids():
+    ids = gpt2().encode("the t") + gpt2().encode("he")
+    assert ids != gpt2().encode("the the")
+
+
+def test_parts_stay_near_their_size():
+    words = ["word " * 10_000]
+    assert max(map(len, cut_at_words(words, 1000))) <= 1005
+
+
+@pytest.fixture
+def several_processes(monkeypatch):
+    """Use them for short texts too."""
+    monkeypatch.setattr(encoding, "ENOUGH_FOR_PROCESSES", 0)
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_several_processes_make_the_same_files(tmp_path, several_processes, workers):
+    contents = {f"{n:02}": f"The lamp of {n} is lit.\n" * (3 * n) for n in range(20)}
+    paths = write(tmp_path, **contents)
+    alone = prepare(paths, gpt2(), cache_dir=tmp_path / "alone")
+    together = prepare(paths, gpt2(), workers=workers, cache_dir=tmp_path / "together")
+    for name in ("train.bin", "train.documents", "val.bin", "val.documents", "corpus.json"):
+        one, other = (corpus.train.path.parent / name for corpus in (alone, together))
+        assert one.read_bytes() == other.read_bytes()
+
+
+class Killing(Bytes):
+    """Kills the process it works in, which is another one than the test's."""
+
+    def encode_array(self, text):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_named(tmp_path, several_processes):
+    paths = write(tmp_path, a="one\n" * 999)
+    with pytest.raises(InputError, match=r"a process that tokenizes was killed.*fewer --workers"):
+        prepare(paths, Killing(), workers=2, cache_dir=tmp_path / "cache")
+    assert made_in(tmp_path / "cache") == []
+
+
+def test_an_error_in_a_worker_is_the_same_error(tmp_path, several_processes):
+    paths = write(tmp_path, a="7 " * 999 + "300")
+    with pytest.raises(InputError, match="made the id 300, its vocab_size is 300"):
+        prepare(paths, Words(300), workers=2, cache_dir=tmp_path / "cache")
+
+
+class Sleeping(Bytes):
+    """Says which process it works in, and goes on working."""
+
+    def encode_array(self, text):
+        Path(text.split()[0]).write_text(str(os.getpid()))
+        time.sleep(600)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux")
+def test_workers_end_with_their_killed_parent(tmp_path):
+    code = """
+        import sys
+        sys.path.insert(0, sys.argv[3])
+        from minigpt2 import corpus, encoding
+        from test_corpus import Sleeping
+        if __name__ == "__main__":
+            encoding.ENOUGH_FOR_PROCESSES = 0
+            corpus.prepare([sys.argv[1]], Sleeping(), workers=2, cache_dir=sys.argv[2])
+    """
+    started = tmp_path / "started"
+    script, (path,) = tmp_path / "script.py", write(tmp_path, a=str(started) + " x")
+    script.write_text(textwrap.dedent(code))
+    command = [sys.executable, script, path, tmp_path / "cache", Path(__file__).parent]
+    parent = subprocess.Popen(list(map(str, command)))
+    while not started.exists() or not started.read_text():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    worker = int(started.read_text())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while is_running(worker):
+        assert time.monotonic() < deadline, "the worker outlives its parent"
+        time.sleep(0.05)
+
+
+def is_running(pid):
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    return "State:\tZ" not in status
+
+
+def test_copies_are_counted_and_stay_on_one_side(tmp_path):
+    contents = {f"{n:03}": f"text number {n % 30}" for n in range(90)}
+    corpus = prepare(write(tmp_path, **contents), Bytes(), cache_dir=tmp_path / "cache")
+    train, val = (decoded(ids) - {""} for ids in ids_of(corpus))
+    assert corpus.counts["duplicates"] == 60 and corpus.counts["dropped_duplicates"] == 0
+    assert len(train) + len(val) == 30 and val and not train & val
+    assert corpus.n_documents == 90
+
+
+def test_copies_can_be_dropped(tmp_path):
+    contents = {f"{n:03}": f"text number {n % 30}" for n in range(90)}
+    options = {"text": TextConfig(duplicates="drop"), "val_fraction": 0}
+    corpus = prepare(write(tmp_path, **contents), Bytes(), cache_dir=tmp_path / "c", **options)
+    expected = [f"text number {n}" for n in range(30)]
+    assert ids_of(corpus)[0] == stream_of(expected, Bytes())
+    assert corpus.counts["dropped_duplicates"] == 60 and corpus.n_documents == 30
+
+
+def test_training_text_that_is_also_held_out_text_of_ones_own_is_left_out_and_said(
+    tmp_path, caplog
+):
+    a, b, c, d = write(tmp_path, a="one", b="two", c="two", d="four")
+    corpus = prepare([a, b], Bytes(), val_paths=[c, d], cache_dir=tmp_path / "cache")
+    assert ids_of(corpus) == (stream_of(["one"], Bytes()), stream_of(["two", "four"], Bytes()))
+    assert corpus.counts["dropped_duplicates"] == 1
+    assert "1 document of the training text is held-out text too: left out" in caplog.text
+
+
+def test_a_training_text_that_is_all_held_out_is_refused(tmp_path):
+    a, b = write(tmp_path, a="one", b="one")
+    with pytest.raises(InputError, match=r"nothing is left to train on: .* other --val-data"):
+        prepare([a], Bytes(), val_paths=[b], cache_dir=tmp_path / "cache")
+
+
+def test_short_documents_are_dropped_only_when_asked_to(tmp_path):
+    paths = write(tmp_path, a="a" * 9, b="b" * 10, c="c" * 11)
+    options = {"val_fraction": 0, "cache_dir": tmp_path / "cache"}
+    assert prepare(paths, Bytes(), **options).n_documents == 3
+    corpus = prepare(paths, Bytes(), text=TextConfig(min_characters=10), **options)
+    assert ids_of(corpus)[0] == stream_of(["b" * 10, "c" * 11], Bytes())
+    assert corpus.counts["dropped_short"] == 1
+    with pytest.raises(InputError, match=r"nothing is left to train on: .* lower --min-characters"):
+        prepare(paths, Bytes(), text=TextConfig(min_characters=99), **options)
+
+
+def test_nothing_is_held_out_of_a_text_too_short_for_it_and_that_is_said(tmp_path, caplog):
+    corpus = prepare(write(tmp_path, a="ab"), Bytes(), cache_dir=tmp_path / "cache")
+    assert corpus.val is None and ids_of(corpus)[0] == [*b"ab", 256]
+    assert "nothing is held out" in caplog.text
+
+
+def test_prompts_are_tokenized_by_themselves_and_their_lengths_are_known(tmp_path):
+    rows = [{"prompt": "How ma", "completion": "ny?"}, {"prompt": "", "completion": "x"}]
+    rows += [{"text": "plain"}, {"prompt": "only", "completion": ""}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = prepare([path], gpt2(), val_fraction=0, cache_dir=tmp_path / "cache")
+    encode, eot = gpt2().encode, gpt2().eot
+    expected = [encode("How ma") + encode("ny?"), encode("x"), encode("plain"), encode("only")]
+    assert [ids for ids, _ in rows_of(corpus.train)] == [[*ids, eot] for ids in expected]
+    prompts = corpus.train.documents["prompt"].tolist()
+    assert prompts == [len(encode("How ma")), 0, 0, len(encode("only"))]
+    assert corpus.train.documents["row"].tolist() == [1, 2, 3, 4]
 
 
 @pytest.mark.slow

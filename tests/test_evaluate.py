@@ -74,3 +74,23 @@ def test_the_mode_comes_back_after_an_error():
         assert not model.training
         raise KeyError
     assert model.training
+
+
+def test_with_end_of_text_each_document_is_scored_as_if_it_stood_alone():
+    model, eot = tiny().double().eval(), 28
+    # a window that begins inside a document, one that is empty, and an end at the end
+    idx = torch.tensor([[3, 4, eot, 5, 6, 7, eot], [eot, eot, 1, 2, eot, 9, 8]])
+    targets = torch.randint(29, idx.shape, generator=torch.Generator().manual_seed(1))
+    alone = [(0, range(2)), (0, range(2, 6)), (0, range(6, 7))]
+    alone += [(1, range(1)), (1, range(1, 4)), (1, range(4, 7))]
+    expected = sum(
+        plain_sum(model, idx[row : row + 1, places], targets[row : row + 1, places])
+        for row, places in ((row, list(places)) for row, places in alone)
+    )
+    assert isinstance(expected, torch.Tensor)
+    ours = Scorer(model, eot)(idx, targets)
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
+    parameters = [*model.parameters()]
+    for a, b in zip(*(torch.autograd.grad(loss, parameters) for loss in (ours, expected))):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    assert abs(float(Scorer(model)(idx, targets).detach() - expected.detach())) > 1e-3

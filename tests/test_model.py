@@ -447,3 +447,45 @@ def test_a_folder_saved_with_a_tokenizer_ends_texts_with_its_token(tmp_path):
         values = json.loads((tmp_path / name).read_text())
         assert values["bos_token_id"] == values["eos_token_id"] == tokenizer.eot == 299
     assert Tokenizer.from_folder(tmp_path).encode("sea") == tokenizer.encode("sea")
+
+
+documents_of_rows = [
+    [[0] * 13, [0, 0, 0, 1, 1, 2, 2, 2, 2, 5, 6, 6, 6]],
+    [[*range(13)], [7] * 6 + [9] * 7],
+]
+
+
+@pytest.mark.parametrize("documents", documents_of_rows)
+@pytest.mark.parametrize("upcast", [False, True])
+def test_documents_kept_apart_are_read_as_if_each_stood_alone(documents, upcast):
+    model = model_of(dataclasses.replace(PRIMES, reorder_and_upcast_attn=upcast))
+    idx = torch.randint(31, (2, 13), generator=torch.Generator().manual_seed(2))
+    together = model.head(model.hidden(idx, documents=torch.tensor(documents)))
+    for row, numbers in enumerate(documents):
+        for number in set(numbers):
+            places = [at for at, other in enumerate(numbers) if other == number]
+            alone = model(idx[row : row + 1, places])
+            torch.testing.assert_close(together[row, places], alone[0], rtol=0, atol=1e-12)
+
+
+def test_one_document_a_row_changes_nothing_and_a_cache_has_no_documents():
+    model = model_of()
+    idx = torch.randint(31, (2, 13), generator=torch.Generator().manual_seed(2))
+    apart = model.hidden(idx, documents=torch.zeros_like(idx))
+    torch.testing.assert_close(apart, model.hidden(idx), rtol=0, atol=1e-12)
+    with pytest.raises(AssertionError):
+        model.hidden(idx, model.make_cache(2), torch.zeros_like(idx))
+
+
+def test_no_gradient_goes_to_another_document():
+    model = model_of()
+    idx = torch.arange(13)[None]
+    documents = torch.tensor([[0] * 5 + [1] * 8])
+    model.head(model.hidden(idx, documents=documents))[0, 5:].sum().backward()
+    # the head is tied, so only positions are seen through the embedding of positions
+    assert model.wpe.weight.grad is not None
+    assert model.wpe.weight.grad[8:].eq(0).all() and model.wpe.weight.grad[7].ne(0).any()
+    untied = model_of(dataclasses.replace(PRIMES, tie_word_embeddings=False))
+    untied.head(untied.hidden(idx, documents=documents))[0, 5:].sum().backward()
+    assert untied.wte.weight.grad is not None
+    assert untied.wte.weight.grad[:5].eq(0).all() and untied.wte.weight.grad[5:13].ne(0).any()

@@ -10,6 +10,7 @@ from minigpt2.options import (
     ConvertOptions,
     SampleOptions,
     SamplingConfig,
+    TextConfig,
     TrainConfig,
     TrainOptions,
     flag,
@@ -20,7 +21,8 @@ CONTRACT = {
     "batch-size micro-batch-size block-size learning-rate warmup-steps weight-decay grad-clip "
     "dropout eval-every "
     "save-every patience seed device dtype compile activation-checkpointing lora-rank lora-alpha "
-    "merge-lora fsdp tensorboard",
+    "merge-lora fsdp tensorboard document-mask mask-prompt workers text-field document-separator "
+    "normalize-unicode normalize-newlines remove-control-characters duplicates min-characters",
     SampleOptions: "prompt prompt-file model max-new-tokens temperature top-k top-p min-p "
     "repetition-penalty num-samples seed stop device dtype json interactive",
 }
@@ -43,6 +45,29 @@ def test_every_sampling_flag_reaches_its_field():
         temperature=0.5, top_k=7, top_p=0.9, min_p=0.1, repetition_penalty=1.3
     )
     assert options.sampling == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "understood"),
+    [
+        ("---", "---"),
+        (r"\n\n", "\n\n"),
+        (r"a\tb\r\\n", "a\tb\r\\n"),
+        (r"\d+", r"\d+"),
+        (None, None),
+    ],
+)
+def test_the_escapes_of_a_separator_are_understood(given, understood):
+    assert TextConfig(document_separator=given).separator == understood
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"min_characters": -1}, {"document_separator": ""}, {"text_field": ""}]
+)
+def test_text_settings_that_make_no_sense_are_refused_by_name(wrong):
+    (name,) = wrong
+    with pytest.raises(InputError, match=flag(name)):
+        TextConfig(**wrong)
 
 
 def test_every_training_flag_reaches_its_field():

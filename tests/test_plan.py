@@ -59,3 +59,9 @@ def test_a_block_beyond_the_model_names_its_positions():
 def test_every_process_needs_a_sequence():
     with pytest.raises(InputError, match="--batch-size is 3, and 4 processes need a sequence each"):
         settled(batch_size=3, n_processes=4)
+
+
+@pytest.mark.parametrize(("n_tokens", "block_size"), [(1025, 1024), (1024, 1023), (7, 6), (2, 1)])
+def test_a_text_shorter_than_a_window_shortens_it(n_tokens, block_size):
+    assert settled(n_tokens=n_tokens).block_size == block_size
+    assert settled(n_tokens=n_tokens, block_size=5).block_size == min(5, block_size)

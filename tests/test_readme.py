@@ -32,7 +32,7 @@ def commands():
 
 
 def script_commands():
-    return [line for line in commands() if line.startswith(("python ", "torchrun "))]
+    return [line for line in commands() if line.startswith(("python ", "torchrun ", "cat "))]
 
 
 @pytest.fixture
@@ -44,6 +44,8 @@ def workplace(tmp_path, monkeypatch):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{name}: {text}")
+    (tmp_path / "poems.csv").write_text("poem\n" + "A lamp and a wall.\n" * 40)
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "A lamp", "completion": " a wall"}\n' * 40)
     for folder in ("gpt2", "gpt2-large", "gpt2-xl", "runs/first", "runs/my-gpt2", "SOURCE"):
         tiny_folder(tmp_path / folder)
     monkeypatch.chdir(tmp_path)
@@ -54,7 +56,8 @@ def workplace(tmp_path, monkeypatch):
 def test_every_line_of_the_documents_is_a_command_that_some_test_runs():
     for line in commands():
         assert (
-            line.startswith(("python ", "torchrun ", *INSTALLS)) or "pytest -m network" in line
+            line.startswith(("python ", "torchrun ", "cat ", *INSTALLS))
+            or "pytest -m network" in line
         ), line
     assert len(script_commands()) >= 8
 
@@ -80,6 +83,9 @@ def one_answer():
 
 @pytest.mark.parametrize("line", sorted(set(script_commands())))
 def test_the_documented_commands_work(line, workplace, capsys, monkeypatch):
+    if "|" in line or " -m minigpt2." in line:
+        in_a_shell(line)
+        return
     launcher, *argv = shlex.split(line)
     if launcher == "torchrun":
         argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", *argv]
@@ -98,6 +104,16 @@ def test_the_documented_commands_work(line, workplace, capsys, monkeypatch):
     monkeypatch.setattr("builtins.input", one_answer())
     result = run_here(capsys, script, *argv, *SHORTER[script])
     assert result.code == 0, result.err
+
+
+def in_a_shell(line):
+    """Run a pipe, or a module, as it is typed."""
+    line = line.replace("train.py", shlex.quote(str(ROOT / "train.py")))
+    line = line.replace("python ", f"{shlex.quote(sys.executable)} ")
+    if "train.py" in line:
+        line += " " + shlex.join(SHORTER["train"])
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_python_blocks_run(workplace, tmp_path, capsys):

@@ -1,6 +1,9 @@
 """The three scripts as they are typed: results, messages and exit codes."""
 
+import csv
+import gzip
 import json
+import lzma
 import os
 import re
 import shutil
@@ -9,6 +12,8 @@ import subprocess
 import sys
 import time
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -57,7 +62,13 @@ REFUSED_TRAINING = [
     ("--data {tmp}/none.txt --model {model}", "none.txt"),
     ("--data {tmp}/*.md --model {model}", "*.md"),
     ("--data {tmp}/empty.txt --model {model}", "empty.txt"),
-    ("--data {tmp}/short.txt --model {model}", "--block-size"),
+    ("--data {tmp}/rows.jsonl --model {model}", "rows.jsonl:row 1 has no field 'text'"),
+    ("--data {tmp}/rows.jsonl --text-field n --model {model}", "a number in 'n'"),
+    ("--data {text} --model {model} --mask-prompt", "--mask-prompt: no row has the fields prompt"),
+    ("--data {text} --model {model} --document-separator=", "--document-separator is empty"),
+    ("--data {text} --model {model} --min-characters -1", "--min-characters is -1"),
+    ("--data {text} --model {model} --min-characters 999999", "--min-characters"),
+    ("--data {text} --model {model} --workers 0", "--workers is 0, allowed is 1 or more"),
     ("--data {tmp}/latin1.txt --model {model}", "latin1.txt"),
     ("--data {tmp}/utf16.txt --model {model}", "UTF-16"),
     ("--data {tmp}/binary.dat --model {model}", "binary.dat"),
@@ -78,7 +89,7 @@ def test_training_refuses_in_one_line_with_exit_code_2(
     capsys, tmp_path, text, model, line, message
 ):
     (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "short.txt").write_text("A lamp.")
+    (tmp_path / "rows.jsonl").write_text('{"n": 1}')
     (tmp_path / "latin1.txt").write_bytes("caf\u00e9 au lait ".encode("latin-1") * 40)
     (tmp_path / "utf16.txt").write_bytes(TEXT.encode("utf-16"))
     (tmp_path / "binary.dat").write_bytes(bytes(range(256)) * 40)
@@ -136,6 +147,94 @@ def test_a_bug_of_ours_is_no_users_fault(capsys, model, monkeypatch):
 def test_debug_shows_where_an_error_came_from(tmp_path):
     result = run_alone("sample", "--prompt", "x", "--model", tmp_path / "nowhere", "--debug")
     assert result.code != 0 and "Traceback" in result.err
+
+
+SENTENCES = [f"The lamp {n} is lit, and {n} boats are out.\n" for n in range(40)]
+
+
+def same_text(tmp_path):
+    """The same forty documents in many shapes: name -> (flags, stdin)."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number, sentence in enumerate(SENTENCES):
+        (folder / f"{number:02}.txt").write_text(sentence)
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": s}) + "\n" for s in SENTENCES))
+    (tmp_path / "a.json").write_text(json.dumps([{"body": s} for s in SENTENCES], indent=1))
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        with (tmp_path / name).open("w", newline="") as file:
+            writer = csv.writer(file, delimiter=delimiter)
+            writer.writerows([["n", "text"], *enumerate(SENTENCES)])
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
+        file.write((tmp_path / "a.jsonl").read_bytes())
+    together = "***\n".join(SENTENCES)
+    (tmp_path / "one.txt").write_text(together)
+    (tmp_path / "one.txt.xz").write_bytes(lzma.compress(together.encode()))
+    pyarrow.parquet.write_table(pyarrow.table({"text": SENTENCES}), tmp_path / "a.parquet")
+    separated = ["--document-separator", r"***\n"]
+    return {
+        "folder": ([folder], b""),
+        "glob": ([folder / "*.txt"], b""),
+        "jsonl": ([tmp_path / "a.jsonl"], b""),
+        "json": ([tmp_path / "a.json", "--text-field", "body"], b""),
+        "csv": ([tmp_path / "a.csv"], b""),
+        "tsv": ([tmp_path / "a.tsv"], b""),
+        "parquet": ([tmp_path / "a.parquet"], b""),
+        "gzip": ([tmp_path / "a.jsonl.gz"], b""),
+        "separator": ([tmp_path / "one.txt", *separated], b""),
+        "xz": ([tmp_path / "one.txt.xz", *separated], b""),
+        "stdin": (["-", *separated], together.encode()),
+    }
+
+
+def test_the_same_text_in_any_shape_makes_the_same_token_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIGPT2_CACHE", str(tmp_path / "cache"))
+    seen = {}
+    for name, (argv, stdin) in same_text(tmp_path).items():
+        done = subprocess.run(
+            [sys.executable, "-m", "minigpt2.corpus", *map(str, argv), "--json"],
+            input=stdin,
+            capture_output=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        assert json.loads(done.stdout)["documents"] == 40
+        for folder in (tmp_path / "cache" / "tokens").glob("[!.]*"):
+            files = [(folder / part).read_bytes() for part in ("train.bin", "val.bin")]
+            seen[name] = files
+            shutil.rmtree(folder)
+    assert len(seen) == 11
+    assert all(files == seen["folder"] for files in seen.values())
+
+
+def test_a_text_shorter_than_the_window_shortens_it_and_says_so(capsys, tmp_path, model):
+    path = tmp_path / "short.txt"
+    path.write_text("A lamp by the sea.")
+    out = tmp_path / "run"
+    argv = ["--data", path, "--model", model, "--out", out, "--max-steps", 2]
+    result = run_here(capsys, "train", *argv)
+    assert result.code == 0, result.err
+    assert re.search(r"fewer than a window of 23: windows are of \d+ tokens", result.err)
+    tiny = tmp_path / "tiny.txt"
+    tiny.write_text("A")
+    result = run_here(capsys, "train", "--data", tiny, *argv[2:4], "--out", tmp_path / "tiny")
+    assert result.code == 0, result.err
+
+
+def test_masks_reach_the_run_and_belong_to_it(capsys, tmp_path, model):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"Lamp {n}?", "completion": f" Lit {n}."} for n in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["--data", path, "--model", model, "--max-steps", 2, "--dropout", 0]
+    losses = {}
+    for masks in ([], ["--mask-prompt"], ["--document-mask"], ["--mask-prompt", "--document-mask"]):
+        out = tmp_path / ("run" + "".join(masks))
+        result = run_here(capsys, "train", *argv, "--out", out, *masks)
+        assert result.code == 0, result.err
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+        losses[tuple(masks)] = json.loads(lines[0])["val_loss"]
+    assert len(set(losses.values())) == 4
+    result = run_here(capsys, "train", *argv, "--out", out, "--mask-prompt", "--resume")
+    assert result.code == 2 and "--document-mask was True" in result.last_line
 
 
 @pytest.mark.parametrize("script", ["train", "sample", "convert_weights"])
@@ -290,7 +389,7 @@ def test_a_preset_starts_from_random_weights_with_its_part_of_the_vocabulary(
 
 
 def test_held_out_text_of_ones_own_is_what_the_model_is_judged_by(capsys, tmp_path, text, model):
-    (tmp_path / "val.txt").write_text(TEXT)
+    (tmp_path / "val.txt").write_text(TEXT[::-1])
     out = tmp_path / "run"
     flags = ["--val-data", tmp_path / "val.txt", "--max-steps", 1, "--batch-size", 2]
     result = train(capsys, text, out, "--model", model, *flags)
