@@ -3,14 +3,15 @@
 Preparation is the whole of it (reading, hashing, cutting, tokenizing, writing, checking); tiktoken
 encodes the same text, already in memory, with as many threads, and its ids are thrown away. Both
 take turns, so that what else the machine does meets both alike. The text is the bundled play's
-lines in random order. With --memory the peak memory of preparing is measured too, in a process of
-its own: resident bytes of it and of the processes it starts, added up ten times a second, and the
-same with pages that are shared counted once (Linux).
+lines in random order. With --memory the peak memory of `python -m minigpt2.corpus` is measured too:
+resident bytes of it and of the processes it starts, added up ten times a second, and the same with
+pages that are shared counted once (Linux).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import subprocess
 import sys
@@ -28,14 +29,6 @@ from minigpt2.tokenizer import Tokenizer
 
 PLAY = Path(__file__).parent.parent / "data" / "sallow-point.txt"
 DOCUMENT_CHARACTERS = 4000  # as tiktoken is given them: about an article each
-MEMORY_RUN = """
-import sys
-from minigpt2.corpus import prepare
-from minigpt2.tokenizer import Tokenizer
-if __name__ == "__main__":
-    path, workers, cache = sys.argv[1:]
-    prepare([path], Tokenizer.gpt2(), workers=int(workers), cache_dir=cache)
-"""
 
 
 def main() -> int:
@@ -106,11 +99,10 @@ def memory_of(text: Path, folder: Path, workers: int) -> tuple[int, int, float]:
     """Peak bytes of a process that prepares a text, with its children: resident, proportional; and
     its seconds.
     """
-    script = folder / "run.py"
-    script.write_text(MEMORY_RUN)
     began = time.perf_counter()
-    command = [sys.executable, str(script), str(text), str(workers), str(folder / "cache")]
-    run = subprocess.Popen(command)
+    command = [sys.executable, "-m", "minigpt2.corpus", str(text), "--workers", str(workers)]
+    environment = {**os.environ, "MINIGPT2_CACHE": str(folder / "cache")}
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     resident = proportional = 0
     while run.poll() is None:
         tree = list(family(run.pid))

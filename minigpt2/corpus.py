@@ -59,8 +59,11 @@ class Corpus:
     def identity(self) -> str:
         """The same for equal training and held-out tokens only, wherever they came from."""
         files = [self.train, *([self.val] if self.val else [])]
-        prompts = [np.flatnonzero(file.documents["prompt"]).tolist() for file in files]
-        return _hash_of([[file.info.sha256 for file in files], prompts])[:16]
+        prompts = [np.ascontiguousarray(file.documents["prompt"]) for file in files]
+        digests = [
+            hashlib.sha256(lengths.tobytes()).hexdigest() for lengths in prompts if lengths.any()
+        ]
+        return _hash_of([[file.info.sha256 for file in files], digests])[:16]
 
 
 def prepare(
@@ -251,6 +254,8 @@ def _choose(
         near = numbers[near_duplicates(bodies) >= 0]
         kept[near] = False
         counts["dropped_near_duplicates"] = len(near)
+    if held_out.any() and not kept[held_out].any():
+        raise InputError("nothing is left to judge by: every document of --val-data is too short")
     if not kept[~held_out].any():
         raise InputError(
             "nothing is left to train on: every document is too short, or held-out text too; lower "

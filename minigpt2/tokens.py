@@ -93,6 +93,17 @@ class TokenFile:
         tokens, ends = np.memmap(path, dtype, mode="r"), np.memmap(documents, DOCUMENT, mode="r")
         return cls(path, tokens, info, ends)
 
+    def block(self, start: int, end: int) -> np.ndarray:
+        """A copy of some tokens, as many as there are.
+
+        Read in the plain way: pages read through a memory map count as this process's memory.
+        """
+        end = min(end, len(self.tokens))
+        if not isinstance(self.tokens, np.memmap):
+            return self.tokens[start:end].copy()
+        offset, dtype = start * self.tokens.itemsize, self.tokens.dtype
+        return np.fromfile(self.path, dtype, max(0, end - start), offset=offset)
+
     def documents_at(self, positions: Sequence[int] | np.ndarray) -> list[Document]:
         """The documents that hold these tokens, each once, in the order of the file.
 

@@ -860,6 +860,33 @@ def test_a_training_text_that_is_all_held_out_is_refused(tmp_path):
         prepare([a], Bytes(), val_paths=[b], cache_dir=tmp_path / "cache")
 
 
+def test_held_out_text_that_is_all_too_short_is_refused(tmp_path):
+    a, b = write(tmp_path, a="one" * 9, b="two")
+    options = {"text": TextConfig(min_characters=5), "cache_dir": tmp_path / "cache"}
+    with pytest.raises(InputError, match="nothing is left to judge by"):
+        prepare([a], Bytes(), val_paths=[b], **options)
+
+
+def test_a_block_is_a_copy_of_the_tokens_that_are_there(tmp_path):
+    paths = write(tmp_path, a="abcdef")
+    file = prepare(paths, Bytes(), val_fraction=0, cache_dir=tmp_path / "cache").train
+    for start, end in [(0, 7), (2, 4), (5, 99), (7, 9)]:
+        block = file.block(start, end)
+        assert block.tolist() == file.tokens[start:end].tolist() and type(block) is np.ndarray
+
+
+def test_prompts_make_another_corpus_of_the_same_tokens(tmp_path):
+    pairs = [("a b", " c d"), ("a b c", " d")]
+    identities = []
+    for number, (prompt, completion) in enumerate(pairs):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(json.dumps({"prompt": prompt, "completion": completion}))
+        corpus = prepare([path], Bytes(), val_fraction=0, cache_dir=tmp_path / "cache")
+        identities.append((corpus.train.info.sha256, corpus.identity))
+    (tokens, one), (same_tokens, other) = identities
+    assert tokens == same_tokens and one != other
+
+
 def test_short_documents_are_dropped_only_when_asked_to(tmp_path):
     paths = write(tmp_path, a="a" * 9, b="b" * 10, c="c" * 11)
     options = {"val_fraction": 0, "cache_dir": tmp_path / "cache"}
