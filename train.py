@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from minigpt2.training import Job, Metrics
 
 logger = logging.getLogger("train")
+MASKS = ("document_mask", "mask_prompt")
 ENOUGH_TOKENS = 2048  # at once on the CPU: more take memory and gain no speed
 
 
@@ -312,6 +313,7 @@ def announce(
                 "n_tokens": corpus.n_tokens,
                 **{name: count for name, count in corpus.counts.items() if count},
                 **changed_settings(options.text),
+                **{flag(name): True for name in MASKS if getattr(options, name)},
                 "n_train_tokens": len(corpus.train.tokens),
                 "n_val_tokens": len(corpus.val.tokens) if corpus.val else 0,
                 "identity": corpus.identity,

@@ -44,12 +44,13 @@ class Batches:
         mask_prompt: bool = False,
     ) -> None:
         """T is `block_size`. Raises InputError unless there are T + 1 tokens, and for `mask_prompt`
-        unless some of them are a prompt.
+        unless some of them are a prompt, and others are not.
         """
         self._ids = _ids_of(tokens)
         self._prompts = _Prompts(tokens) if mask_prompt else None
         if self._prompts:
             self._prompts.require_some()
+            self._prompts.require_others(len(self._ids), "training")
         self._block_size, self._batch_size, self._seed = block_size, batch_size, seed
         n_tokens = len(self._ids)
         if block_size < 1 or batch_size < 1:
@@ -95,13 +96,14 @@ class Batches:
     def _plan_of(self, epoch: int) -> tuple[int, np.ndarray]:
         """Where an epoch starts on the circle, and the order of its windows.
 
-        The order takes 8 bytes per window: 20 MB for 10 GB of text at T = 1024, and a second for 20
-        million windows. It is kept until another epoch is asked for.
+        The order takes 8 bytes per window: 20 MB for 10 GB of text at T = 1024, and three seconds
+        for 20 million windows. It is kept until another epoch is asked for.
         """
         if epoch != self._epoch:
-            generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
-            offset = int(generator.integers(len(self._ids)))
-            self._plan = offset, generator.permutation(self.windows_per_epoch)
+            # NumPy promises that the bits of PCG64 stay; what Generator makes of them may change
+            bits = np.random.PCG64([self._seed, epoch]).random_raw(1 + self.windows_per_epoch)
+            offset = int(bits[0]) % len(self._ids)
+            self._plan = offset, bits[1:].argsort(kind="stable")
             self._epoch = epoch
         return self._plan
 
@@ -130,6 +132,16 @@ class _Prompts:
                 "or give rows that have both"
             )
 
+    def require_others(self, n_targets: int, part: str) -> None:
+        """Raise InputError if the last `n_targets` tokens are all a prompt's."""
+        n_others = int(self._ends[-1] - self._lengths.sum())
+        outside = int(self._ends[-1]) - n_targets  # 0 or 1, the file's first
+        if n_others <= (outside and int(self._lengths[0] == 0)):
+            raise InputError(
+                f"--mask-prompt: the {part} part is a prompt and nothing else; use more rows, or "
+                "another --val-fraction"
+            )
+
     def at(self, positions: np.ndarray) -> np.ndarray:
         """For each position in the token file whether a prompt's token stands there."""
         document = np.searchsorted(self._ends, positions, side="right")
@@ -143,7 +155,7 @@ def validation_batches(
     """The tokens in their order, each but the first a target once; the last rows may be fewer.
 
     Where the last row goes beyond the text, its targets are IGNORE, and so, with `mask_prompt`, are
-    the tokens of prompts. Raises InputError, at once, unless there are two tokens.
+    the tokens of prompts. Raises InputError, at once, unless there are two tokens and a target.
     """
     ids = _ids_of(tokens)
     if len(ids) < 2:
@@ -152,6 +164,8 @@ def validation_batches(
             "--val-data, or hold out nothing with --val-fraction 0"
         )
     prompts = _Prompts(tokens) if mask_prompt else None
+    if prompts:
+        prompts.require_others(len(ids) - 1, "held-out")
     starts = range(0, len(ids) - 1, block_size * batch_size)
     return (_in_rows(ids, range(at, at + starts.step), block_size, prompts) for at in starts)
 

@@ -375,10 +375,9 @@ def _apart(documents: Tensor) -> tuple[Tensor, Tensor]:
     """documents (B, T), numbers that rise -> positions (B, T) of the tokens in their documents, and
     the mask (B, 1, T, T) of what they may look at.
     """
-    n_tokens = documents.shape[1]
-    index = torch.arange(n_tokens, device=documents.device)
+    index = torch.arange(documents.shape[1], device=documents.device)
+    positions = index - torch.searchsorted(documents, documents)  # which finds the first of equals
     same = documents[:, :, None] == documents[:, None, :]  # (B, T, T)
-    positions = index - same.int().argmax(-1)  # argmax finds the first of equals
     return positions, (same & (index <= index[:, None]))[:, None]
 
 

@@ -887,6 +887,38 @@ def test_prompts_make_another_corpus_of_the_same_tokens(tmp_path):
     assert tokens == same_tokens and one != other
 
 
+def test_what_was_changed_and_found_is_counted(tmp_path):
+    contents = {"a": "one\r\ntwo", "b": "e\u0301", "c": "x\0y", "d": "plain", "e": "plain"}
+    paths = write(tmp_path, **contents)
+    page = tmp_path / "p.html"
+    page.write_text("<p>One</p>")
+    steps = ("normalize_unicode", "normalize_newlines", "remove_control_characters")
+    config = TextConfig(duplicates="drop", **dict.fromkeys(steps, True))
+    options = {"val_fraction": 0, "cache_dir": tmp_path / "cache"}
+    corpus = prepare([*paths, page], Bytes(), text=config, **options)
+    expected = ["one\ntwo", "\xe9", "xy", "plain", "One"]
+    assert ids_of(corpus)[0] == stream_of(expected, Bytes())
+    again = prepare([*paths, page], Forbidden(), text=config, **options)
+    for counts in (corpus.counts, again.counts):
+        found = {name: count for name, count in counts.items() if count}
+        assert found == {"html": 1, "duplicates": 1, "dropped_duplicates": 1} | dict.fromkeys(
+            steps, 1
+        )
+    assert not prepare([page], Bytes(), **options).counts.get("duplicates")
+
+
+def test_near_copies_are_dropped_on_request(tmp_path):
+    words = [f"word{n} " for n in range(200)]
+    near = [*words[:100], "other ", *words[101:]]
+    paths = write(tmp_path, a="".join(words), b="".join(near), c="something else entirely")
+    options = {"val_fraction": 0, "cache_dir": tmp_path / "cache"}
+    assert prepare(paths, gpt2(), **options).n_documents == 3
+    corpus = prepare(paths, gpt2(), text=TextConfig(duplicates="drop-near"), **options)
+    assert (corpus.n_documents, corpus.counts["dropped_near_duplicates"]) == (2, 1)
+    val = prepare([paths[0], paths[2]], gpt2(), val_paths=[paths[1]], cache_dir=tmp_path / "cache")
+    assert len(val.train.documents) == 2
+
+
 def test_short_documents_are_dropped_only_when_asked_to(tmp_path):
     paths = write(tmp_path, a="a" * 9, b="b" * 10, c="c" * 11)
     options = {"val_fraction": 0, "cache_dir": tmp_path / "cache"}

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 GROUND = {"errors", "options", "files", "interrupt"}  # plain Python that every floor stands on
 FLOORS = [
-    {"cache", "sampling", "hub", "precision", "loss", "tokens", "split", "cleaning", "duplicates"},
+    {"cache", "sampling", "hub", "precision", "loss", "tokens", "split", "cleaning"}
+    | {"duplicates", "pages"},
     {"distributed", "sources"},
     {"encoding"},
     {"corpus"},

@@ -731,7 +731,7 @@ def test_html_that_cannot_be_parsed_is_named(tmp_path, monkeypatch):
     def fail(page, data):
         raise AssertionError("the parser's way")
 
-    monkeypatch.setattr("minigpt2.sources._Page.feed", fail)
+    monkeypatch.setattr("minigpt2.pages.Page.feed", fail)
     with pytest.raises(InputError, match=r"a\.html is HTML that cannot be parsed, at line 1: "):
         documents_of(write(tmp_path, "a.html", "<![foo[ x ]]>"))
 

@@ -102,7 +102,7 @@ def test_a_script_that_the_tokens_do_not_fit_is_told(tmp_path, text, warned):
     told = [warning for warning in found.warnings if "made for English" in warning]
     assert bool(told) == warned == (found.tokens_per_character > 0.6)
     if warned:
-        assert f"is {1024 / found.tokens_per_character:,.0f} characters of this text" in told[0]
+        assert f"takes {found.tokens_per_character / 0.25:.1f} times the tokens" in told[0]
 
 
 def test_samples_put_together_are_how_the_texts_begin(tmp_path):
