@@ -247,6 +247,7 @@ def forecast(
         activation_checkpointing=options.activation_checkpointing,
         n_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         n_shards=world.size if options.fsdp else 1,
+        masked=options.document_mask,
     )
 
 

@@ -50,7 +50,7 @@ class Batches:
         self._prompts = _Prompts(tokens) if mask_prompt else None
         if self._prompts:
             self._prompts.require_some()
-            self._prompts.require_others(len(self._ids), "training")
+            self._prompts.require_others(0, "training")
         self._block_size, self._batch_size, self._seed = block_size, batch_size, seed
         n_tokens = len(self._ids)
         if block_size < 1 or batch_size < 1:
@@ -132,11 +132,10 @@ class _Prompts:
                 "or give rows that have both"
             )
 
-    def require_others(self, n_targets: int, part: str) -> None:
-        """Raise InputError if the last `n_targets` tokens are all a prompt's."""
-        n_others = int(self._ends[-1] - self._lengths.sum())
-        outside = int(self._ends[-1]) - n_targets  # 0 or 1, the file's first
-        if n_others <= (outside and int(self._lengths[0] == 0)):
+    def require_others(self, first: int, part: str) -> None:
+        """Raise InputError if all tokens from `first`, 0 or 1, on are those of prompts."""
+        n_others = self._ends[-1] - self._lengths.sum()
+        if n_others == 0 or (first == n_others == 1 and self._lengths[0] == 0):
             raise InputError(
                 f"--mask-prompt: the {part} part is a prompt and nothing else; use more rows, or "
                 "another --val-fraction"
@@ -165,7 +164,7 @@ def validation_batches(
         )
     prompts = _Prompts(tokens) if mask_prompt else None
     if prompts:
-        prompts.require_others(len(ids) - 1, "held-out")
+        prompts.require_others(1, "held-out")
     starts = range(0, len(ids) - 1, block_size * batch_size)
     return (_in_rows(ids, range(at, at + starts.step), block_size, prompts) for at in starts)
 

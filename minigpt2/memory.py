@@ -81,6 +81,7 @@ def forecast(
     n_trained: int | None = None,
     n_shards: int = 1,
     accumulated: bool = True,
+    masked: bool = False,
 ) -> MemoryForecast:
     """What a step of `training.train_step` takes of one device at its peak.
 
@@ -88,12 +89,12 @@ def forecast(
     `dtype` is that of matrix products. `n_trained` counts the trained numbers if not all are
     (LoRA), `n_shards` the processes that share weights, gradients and optimizer (FSDP).
     `accumulated` says that gradients lie there from the start: a batch has several micro-batches,
-    or DDP keeps their place. Without it less is needed.
+    or DDP keeps their place. Without it less is needed. `masked`: documents are kept apart.
 
     What autograd keeps was counted, and the whole measured, on the CPU. CUDA's fused attention, MPS
     and FSDP follow torch's sources and were not measured. Compiled blocks take less.
     """
-    batch = MicroBatch(config, micro_batch_size, block_size, dtype, device)
+    batch = MicroBatch(config, micro_batch_size, block_size, dtype, device, masked)
     n_all, in_block = n_parameters(config), block_parameters(config)
     adapters = n_trained if n_trained is not None and n_trained < n_all else 0
     trained = FLOAT * (adapters or n_all)
@@ -144,6 +145,7 @@ class MicroBatch:
     row: int  # T, the tokens of each
     dtype: torch.dtype  # of matrix products
     device: torch.device
+    masked: bool = False  # documents are kept apart
 
     @property
     def n_tokens(self) -> int:
@@ -198,13 +200,17 @@ class MicroBatch:
             mask = self.scores if on_cpu else self.scores // FLOAT
             return [self.stream, self.stream, v, self.scores, *dropout * [mask, self.scores]]
         sums = FLOAT * self.n_tokens * config.n_head  # of the exponentials of each row of scores
-        return [3 * narrow, sums]
+        # the mask, which torch turns into numbers in every layer anew
+        mask = self.dtype.itemsize * self.n_rows * self.row**2
+        return [3 * narrow, sums, *self.masked * [mask]]
 
     @property
     def ends(self) -> int:
         """What is kept before the first block and after the last."""
         mask = self.stream if self.device.type == "cpu" else self.stream // FLOAT
-        return self.stream + (mask if self.config.embd_pdrop else 0) + 4 * FLOAT * self.n_tokens
+        apart = self.masked * self.n_rows * self.row**2
+        tokens = 4 * FLOAT * self.n_tokens
+        return self.stream + (mask if self.config.embd_pdrop else 0) + apart + tokens
 
     @property
     def passing(self) -> int:

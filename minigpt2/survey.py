@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 RUN = 32  # tokens: a passage that training and held-out text share by chance is shorter
-KEPT_OF = 16  # one of so many passages is compared, chosen by its hash, the same on both sides
+KEPT_BITS = 4  # one of 2^4 passages is compared, chosen by its hash, the same on both sides
 BLOCK = 2**20  # tokens
 MOST_EXAMPLES = 3
 SAMPLE_TOKENS = 16
@@ -35,7 +37,9 @@ UNFIT = 0.6
 TELLING = 500  # tokens: what fewer are like says little of a text
 SMALL = 50_000  # tokens: about a hundred pages
 NOISY = 2_000
-LIMIT = 80  # columns of a sample
+WIDTH = 100  # columns
+LIMIT = 76  # columns of a sample or of a pair of names
+LEAKY = 0.01
 # Of the speed of a plain product of matrices training reaches about this share on two cores of an
 # AMD EPYC (Zen 3): 124M in 6.6 s a step of 1,024 tokens, nano in 0.126 s a step of 2,048.
 REACHED = 0.6
@@ -54,6 +58,7 @@ class Survey:
     held_out_tokens: int
     counts: Mapping[str, int]  # of duplicates, and of what cleaning changed and dropped
     leaked_documents: int  # held-out ones with a passage that is in the training text too
+    leaked_share: float  # of the held-out text, about
     leaks: tuple[tuple[str, str], ...]  # examples: a held-out document, one to train on
     samples: tuple[str, ...]  # how texts were cut into tokens
     warnings: tuple[str, ...]
@@ -65,7 +70,7 @@ def survey(corpus: Corpus, tokenizer: Tokenizer) -> Survey:
     lengths = np.concatenate([np.diff(file.documents["end"], prepend=0) for file in files])
     shares = {"shortest": 0, "25 %": 25, "median": 50, "90 %": 90, "longest": 100}
     values = np.percentile(lengths, [*shares.values()], method="lower")
-    leaked, leaks = find_leaks(corpus.train, corpus.val) if corpus.val else (0, ())
+    leaked, share, leaks = find_leaks(corpus.train, corpus.val) if corpus.val else (0, 0.0, ())
     found = Survey(
         documents=corpus.n_documents,
         characters=corpus.n_characters,
@@ -76,6 +81,7 @@ def survey(corpus: Corpus, tokenizer: Tokenizer) -> Survey:
         held_out_tokens=len(corpus.val.tokens) if corpus.val else 0,
         counts=dict(corpus.counts),
         leaked_documents=leaked,
+        leaked_share=share,
         leaks=leaks,
         samples=tuple(_samples(corpus.train, tokenizer)),
         warnings=(),
@@ -96,10 +102,13 @@ def describe(found: Survey) -> str:
         ("held out", f"{found.held_out_tokens:,} tokens ({share:.1%}), {_of_documents(found)}"),
         *((_label(name), f"{count:,}") for name, count in found.counts.items() if count),
         ("leaked", _leaks_in_words(found) if found.held_out_tokens else ""),
+        *(("", _shortened(" is partly in ".join(pair))) for pair in found.leaks),
         *(("tokens look so" if not n else "", text) for n, text in enumerate(found.samples)),
     ]
     rows = [f"  {name:<19}{text}" for name, text in lines if text]
-    return "\n".join(["the text", *rows, *(f"note: {warning}" for warning in found.warnings)])
+    wrap = partial(textwrap.fill, width=WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    notes = (wrap(f"note: {warning}") for warning in found.warnings)
+    return "\n".join(["the text", *rows, *notes])
 
 
 def _of_documents(found: Survey) -> str:
@@ -117,8 +126,12 @@ def _label(name: str) -> str:
 def _leaks_in_words(found: Survey) -> str:
     if not found.leaked_documents:
         return f"no held-out passage of {RUN} tokens is in the training text"
-    examples = "; ".join(f"{one} and {other}" for one, other in found.leaks)
-    return f"{_counted(found.leaked_documents)} that share passages with training text: {examples}"
+    share = f"{found.leaked_share:.1%}" if found.leaked_share >= 0.001 else "less than 0.1%"
+    return f"about {share} of the held-out text, in {_counted(found.leaked_documents)}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LIMIT else text[: LIMIT - 3] + "..."
 
 
 def _counted(number: int) -> str:
@@ -140,11 +153,11 @@ def _warnings(found: Survey) -> Iterator[str]:
         )
     if 0 < found.held_out_tokens < NOISY:
         yield f"{found.held_out_tokens:,} held-out tokens are few: their loss is a rough measure"
-    if found.leaked_documents:
+    if found.leaked_share >= LEAKY:
         yield (
-            f"{_counted(found.leaked_documents)} can be learned by heart in part, so the held-out "
-            "loss will look better than it is; where documents are nearly the same, --duplicates "
-            "drop-near helps"
+            f"about {found.leaked_share:.0%} of the held-out text can be learned by heart from the "
+            "training text, so the held-out loss will look better than it is; where documents are "
+            "nearly the same, --duplicates drop-near helps"
         )
     copies = found.counts.get("duplicates", 0)
     if copies > found.counts.get("dropped_duplicates", 0) and copies > found.documents / 20:
@@ -153,26 +166,30 @@ def _warnings(found: Survey) -> Iterator[str]:
 
 def find_leaks(
     train: TokenFile, val: TokenFile, *, block: int = BLOCK
-) -> tuple[int, tuple[tuple[str, str], ...]]:
-    """How many held-out documents have a run of RUN tokens that is in the training text too, and
-    some of them with the training document: (held-out label, training label).
+) -> tuple[int, float, tuple[tuple[str, str], ...]]:
+    """How many held-out documents have a run of RUN tokens that is in the training text too, about
+    which share of the held-out runs that is, and some of these documents with the training
+    document: (held-out label, training label).
 
-    Of the runs, one in KEPT_OF is looked at, chosen by its hash: a shared passage of RUN + 3 *
-    KEPT_OF tokens is missed in 5 of 100 cases. What is found is compared token by token, in one run
-    of each document. The result does not depend on `block`.
+    Of the runs one in 16 is looked at, chosen by its hash: a shared passage of RUN + 48 tokens is
+    missed in 5 of 100 cases. In held-out text of 16 million tokens it is one in 32, and so on, so
+    that at most a million are remembered. What is found is compared token by token, in one run of
+    each document. The result does not depend on `block`.
     """
-    sought = [_kept_runs(val, start, block) for start in range(0, len(val.tokens), block)]
+    bits = max(KEPT_BITS, (len(val.tokens) >> 20).bit_length())
+    sought = [_kept_runs(val, start, block, bits) for start in range(0, len(val.tokens), block)]
     hashes, places = (np.concatenate(column) for column in zip(*sought))
     known, which = np.unique(hashes, return_inverse=True)
     if not len(known):
-        return 0, ()
+        return 0, 0.0, ()
     there = np.full(len(known), -1)  # where each is in the training text
     for start in range(0, len(train.tokens), block):
-        found, at = _kept_runs(train, start, block)
+        found, at = _kept_runs(train, start, block, bits)
         numbers = np.minimum(np.searchsorted(known, found), len(known) - 1)
         met = (known[numbers] == found) & (there[numbers] < 0)
         there[numbers[met][::-1]] = at[met][::-1]  # the first of several
     its = there[which]
+    share = float((its >= 0).mean())
     mine, its = places[its >= 0], its[its >= 0]
     ends = np.ascontiguousarray(val.documents["end"])
     documents, first = np.unique(np.searchsorted(ends, mine, side="right"), return_index=True)
@@ -182,7 +199,7 @@ def find_leaks(
     ]
     documents, its = documents[same], its[first][same]
     examples = zip(documents[:MOST_EXAMPLES].tolist(), its[:MOST_EXAMPLES].tolist())
-    return len(documents), tuple(_labels(train, val, examples))
+    return len(documents), share if len(documents) else 0.0, tuple(_labels(train, val, examples))
 
 
 def _labels(
@@ -195,7 +212,7 @@ def _labels(
         yield held_out.label, trained.label
 
 
-def _kept_runs(file: TokenFile, start: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+def _kept_runs(file: TokenFile, start: int, block: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
     """Hashes, and places, of the kept runs that begin in a block."""
     ids = file.block(start, start + block + RUN - 1).astype(np.uint64)
     if len(ids) < RUN:
@@ -208,7 +225,7 @@ def _kept_runs(file: TokenFile, start: int, block: int) -> tuple[np.ndarray, np.
         hashes = (left * np.uint64(0xBF58476D1CE4E5B9)) ^ (right + (left >> np.uint64(31)))
         hashes ^= hashes >> np.uint64(27)
         width *= 2
-    kept = np.flatnonzero((hashes * np.uint64(0x94D049BB133111EB)) >> np.uint64(60) == 0)
+    kept = np.flatnonzero((hashes * np.uint64(0x94D049BB133111EB)) >> np.uint64(64 - bits) == 0)
     return hashes[kept], kept + start
 
 
@@ -219,7 +236,7 @@ def _samples(file: TokenFile, tokenizer: Tokenizer) -> Iterator[str]:
         start = int(file.documents[number - 1]["end"]) if number else 0
         ids = file.tokens[start : min(start + SAMPLE_TOKENS, int(file.documents[number]["end"]))]
         text = "|".join(_piece(tokenizer, int(id)) for id in ids)
-        yield text if len(text) <= LIMIT else text[: LIMIT - 3] + "..."
+        yield _shortened(text)
 
 
 def _piece(tokenizer: Tokenizer, id: int) -> str:
@@ -267,7 +284,8 @@ def main(options: CorpusOptions) -> int:
         per_epoch = math.ceil(n_tokens / plan.block_size / plan.batch_size)
         report |= {"steps": plan.max_steps, "steps_per_epoch": per_epoch, "seconds": seconds}
         lines.append(
-            f"training {name} with the default settings: {plan.max_steps:,} steps of "
+            f"training {name} with the default settings: {plan.max_steps:,} "
+            f"step{'s' * (plan.max_steps != 1)} of "
             f"{plan.batch_size} x {plan.block_size:,} tokens, {per_epoch:,} an epoch;\n"
             f"about {duration(seconds)} on this machine, evaluations not counted"
         )

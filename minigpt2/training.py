@@ -144,9 +144,8 @@ def accumulate(
     """
     parts = [*zip(*(part.split(micro_batch_size) for part in world.share(batch)))]
     loss_scale = precision.loss_scale()
-    scale = (
-        loss_scale * world.size / max(1, _count(batch))
-    )  # DDP and FSDP take the mean over processes
+    # DDP and FSDP take the mean over processes; a batch may have nothing but prompts
+    scale = loss_scale * world.size / max(1, _count(batch))
     loss = torch.zeros((), device=precision.device)
     for number, (idx, targets) in enumerate(parts):
         row = world.rows(len(batch[0])).start + number * micro_batch_size

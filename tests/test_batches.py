@@ -155,6 +155,13 @@ def test_ids_beyond_uint16_arrive_whole(n_tokens):
     assert targets.max() == n_tokens - 1
 
 
+def test_the_order_of_a_run_is_the_same_on_every_machine():
+    batches = Batches(numbers(100), block_size=9, batch_size=12, seed=1337)
+    starts = [start for step in range(2) for start, _ in batches.spans(step)]
+    assert starts[:12] == [34, 89, 53, 98, 43, 7, 16, 52, 80, 25, 62, 71]
+    assert starts[12:] == [68, 40, 49, 4, 77, 13, 95, 86, 22, 58, 31, 59]
+
+
 def test_random_states_of_the_caller_stay_as_they_were():
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     Batches(numbers(100), block_size=7, batch_size=3, seed=5).at(20)
@@ -275,3 +282,20 @@ def test_masking_prompts_of_a_text_without_any_is_refused():
     with pytest.raises(InputError, match="no row has the fields prompt and completion"):
         Batches(file, block_size=3, batch_size=2, seed=1, mask_prompt=True)
     assert len([*validation_batches(file, block_size=3, batch_size=2, mask_prompt=True)]) == 2
+
+
+def test_a_text_of_prompts_alone_is_refused():
+    file, _ = with_prompts([(1, 0), (7, 6), (5, 4)])
+    sizes = {"block_size": 3, "batch_size": 2, "mask_prompt": True}
+    Batches(file, **sizes, seed=1)
+    file.documents["prompt"] = [1, 7, 5]
+    with pytest.raises(InputError, match="the training part is a prompt and nothing else"):
+        Batches(file, **sizes, seed=1)
+    with pytest.raises(InputError, match="the held-out part is a prompt and nothing else"):
+        validation_batches(file, **sizes)
+    file.documents["prompt"] = [0, 7, 5]  # the first token is never a target
+    with pytest.raises(InputError, match="the held-out part is a prompt and nothing else"):
+        validation_batches(file, **sizes)
+    Batches(file, **sizes, seed=1)
+    file.documents["prompt"] = [1, 7, 4]
+    assert len([*validation_batches(file, **sizes)]) == 2

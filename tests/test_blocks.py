@@ -18,7 +18,7 @@ def tiny():
     return GPT2(config, generator=torch.Generator().manual_seed(3)).train()
 
 
-def gradients(model, *, saved=None):
+def gradients(model, *, saved=None, eot=None):
     """The gradients of one batch with dropout, and in `saved` the sizes of what autograd kept."""
     generator = torch.Generator().manual_seed(1)
     idx, targets = torch.randint(29, (2, 3, 7), generator=generator)
@@ -26,23 +26,26 @@ def gradients(model, *, saved=None):
     pack = lambda tensor: (saved.append(tensor.numel()), tensor)[1]  # noqa: E731
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     if saved is None:
-        Scorer(model)(idx, targets).backward()
+        Scorer(model, eot)(idx, targets).backward()
     else:
         with hooks:
-            Scorer(model)(idx, targets).backward()
+            Scorer(model, eot)(idx, targets).backward()
     return {name: p.grad for name, p in model.named_parameters()}
 
 
+@pytest.mark.parametrize("eot", [None, 10], ids=["", "masked"])
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_the_gradients_are_the_plain_ones_bit_for_bit(compiled, recomputed, monkeypatch):
+def test_the_gradients_are_the_plain_ones_bit_for_bit(compiled, recomputed, eot, monkeypatch):
     # Inductor may round differently; the eager backend goes through everything but its kernels
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    expected = gradients(tiny())
-    model = tiny()
-    prepare_blocks(model, FLOAT32, (3, 7), compiled=compiled, recomputed=recomputed)
+    expected, unmasked = gradients(tiny(), eot=eot), gradients(tiny())
+    assert eot is None or not torch.equal(expected["wte.weight"], unmasked["wte.weight"])
+    model, masked = tiny(), eot is not None
+    shape = (3, 7)
+    prepare_blocks(model, FLOAT32, shape, compiled=compiled, recomputed=recomputed, masked=masked)
     assert all(p.grad is None for p in model.parameters())
-    got = gradients(model)
+    got = gradients(model, eot=eot)
     assert got.keys() == expected.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 

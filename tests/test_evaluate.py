@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from minigpt2.evaluate import Scorer, mean_loss
+from minigpt2.lora import add_lora, merged
 from minigpt2.model import GPT2, GPT2Config, evaluation_mode
 from minigpt2.precision import Precision
 
@@ -74,6 +75,20 @@ def test_the_mode_comes_back_after_an_error():
         assert not model.training
         raise KeyError
     assert model.training
+
+
+def test_documents_are_kept_apart_with_adapters_and_with_merged_ones():
+    model, eot = tiny().double().eval(), 28
+    add_lora(model, rank=2, alpha=3.0)
+    for name, parameter in model.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(4))
+    idx = torch.tensor([[3, 4, eot, 5, 6, 7, 8]])
+    together = Scorer(model, eot)(idx, idx)
+    alone = plain_sum(model, idx[:, :2], idx[:, :2]) + plain_sum(model, idx[:, 2:], idx[:, 2:])
+    torch.testing.assert_close(together, alone, rtol=1e-12, atol=0)
+    with merged(model), torch.no_grad():
+        torch.testing.assert_close(Scorer(model, eot)(idx, idx), together, rtol=1e-12, atol=0)
 
 
 def test_with_end_of_text_each_document_is_scored_as_if_it_stood_alone():

@@ -477,6 +477,23 @@ def test_one_document_a_row_changes_nothing_and_a_cache_has_no_documents():
         model.hidden(idx, model.make_cache(2), torch.zeros_like(idx))
 
 
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_documents_are_kept_apart_in_16_bits_too(dtype, atol, autocast):
+    model = model_of(dataclasses.replace(PRIMES, tie_word_embeddings=False)).float()
+    model = model if autocast else model.to(dtype)
+    idx = torch.randint(31, (2, 13), generator=torch.Generator().manual_seed(2))
+    documents = torch.tensor([[0] * 5 + [1] * 8, [0] * 12 + [1]])
+    with torch.autocast("cpu", dtype=dtype, enabled=autocast):
+        x = model.hidden(idx, documents=documents)
+        alone = torch.cat([model.hidden(idx[:1, :5]), model.hidden(idx[:1, 5:])], 1)
+    torch.testing.assert_close(x[:1].float(), alone.float(), rtol=0, atol=atol)
+    x[0, 5:].float().sum().backward()
+    assert model.wte.weight.grad is not None and model.wte.weight.grad.isfinite().all()
+    left_out = [number for number in range(31) if number not in idx[0, 5:]]
+    assert model.wte.weight.grad[left_out].eq(0).all()
+
+
 def test_no_gradient_goes_to_another_document():
     model = model_of()
     idx = torch.arange(13)[None]

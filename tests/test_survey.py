@@ -3,6 +3,7 @@ planted.
 """
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minigpt2 import survey as module
 from minigpt2.corpus import prepare
 from minigpt2.options import CorpusOptions, TextConfig
 from minigpt2.survey import (
-    KEPT_OF,
+    KEPT_BITS,
     RUN,
     describe,
     duration,
@@ -115,12 +117,15 @@ def test_samples_put_together_are_how_the_texts_begin(tmp_path):
 @pytest.mark.parametrize("block", [RUN, 100, 2**20])
 def test_planted_passages_are_found_with_their_documents(block):
     train, val = random_documents(30, 300, 1), random_documents(20, 300, 2)
-    passage = RUN + 8 * KEPT_OF
+    passage = RUN + 8 * 2**KEPT_BITS
     val[4][50 : 50 + passage] = train[17][100 : 100 + passage]
     val[5][10 : 10 + passage] = train[17][100 : 100 + passage]
+    train[25][:passage] = train[17][100 : 100 + passage]  # the first of both is named
     val[19] = train[3].copy()
-    number, examples = find_leaks(file_of(train), file_of(val, "val"), block=block)
+    number, share, examples = find_leaks(file_of(train), file_of(val, "val"), block=block)
     assert number == 3
+    runs = 2 * (passage - RUN + 1) + 300 - RUN + 1
+    assert share == pytest.approx(runs / (20 * 300), rel=0.5)
     assert examples == (("val 4", "train 17"), ("val 5", "train 17"), ("val 19", "train 3"))
 
 
@@ -128,21 +133,42 @@ def test_shorter_passages_and_random_text_are_no_leaks():
     train, val = random_documents(30, 300, 1), random_documents(20, 300, 2)
     for number in range(20):
         val[number][40 : 40 + RUN - 1] = train[number][70 : 70 + RUN - 1]
-    assert find_leaks(file_of(train), file_of(val)) == (0, ())
+    assert find_leaks(file_of(train), file_of(val)) == (0, 0.0, ())
     short = [np.arange(5)]
-    assert find_leaks(file_of(short), file_of(short)) == (0, ())
+    assert find_leaks(file_of(short), file_of(short)) == (0, 0.0, ())
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=400), st.integers(1, 300), st.data())
-def test_what_is_found_is_really_in_both(ids, cut, data):
-    cut = min(cut, len(ids))
-    train, val = np.array(ids), np.array(ids[:cut])
-    number, examples = find_leaks(
-        file_of([train]), file_of([val]), block=data.draw(st.integers(1, 90))
-    )
-    runs = {tuple(val[at : at + RUN].tolist()) for at in range(len(val) - RUN + 1)}
-    assert number <= bool(runs) and bool(examples) == bool(number)
+def test_passages_of_equal_hash_are_compared(monkeypatch):
+    def all_equal(file, start, block, bits):
+        places = np.arange(start, min(start + block, len(file.tokens) - RUN + 1))
+        return np.zeros(len(places), np.uint64), places
+
+    monkeypatch.setattr(module, "_kept_runs", all_equal)
+    train, val = random_documents(3, 90, 1), random_documents(2, 90, 2)
+    assert find_leaks(file_of(train), file_of(val)) == (0, 0.0, ())
+    val[1][:RUN] = train[0][:RUN]
+    assert find_leaks(file_of(train), file_of(val, "val"))[2] == (("val 1", "train 0"),)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_what_is_found_is_really_in_both(data):
+    period = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=9))
+    noise = st.lists(st.integers(0, 1), max_size=60)
+    train, *val = (np.array([*data.draw(noise), *40 * period, *data.draw(noise)]) for _ in range(4))
+    val = [ids if data.draw(st.booleans()) else ids + 7 for ids in val]
+    files = file_of([train], "train"), file_of(val, "val")
+    number, share, examples = find_leaks(*files, block=data.draw(st.integers(1, 90)))
+    ends, known = files[1].documents["end"], {run for _, run in runs_of(files[0])}
+    shared = [at for at, run in runs_of(files[1]) if run in known]
+    there = {int(number) for number in np.searchsorted(ends, shared, side="right")}
+    assert number <= len(there) and {one for one, _ in examples} <= {f"val {n}" for n in there}
+    assert bool(share) == bool(number) == bool(examples)
+
+
+def runs_of(file):
+    ids = file.tokens.tolist()
+    return [(at, tuple(ids[at : at + RUN])) for at in range(len(ids) - RUN + 1)]
 
 
 def test_leaks_copies_and_small_texts_are_warned_of(tmp_path):
@@ -182,3 +208,18 @@ def test_durations_read_as_people_say_them():
     expected += ["83 minutes", "2 hours", "2 days"]
     assert [duration(seconds) for seconds in given] == expected
     assert all(one <= other for one, other in pairwise(given))
+
+
+def test_no_line_is_too_wide_and_few_leaked_words_are_no_warning(tmp_path):
+    folder = texts(tmp_path / "texts", ["The sea says nothing. " * 9])
+    found = survey(prepare([folder], GPT2), GPT2)
+    leaks = (("held-out/" * 30 + "one.txt", "two.txt"),)
+    leaky = replace(found, leaked_documents=3, leaked_share=0.3, leaks=leaks)
+    leaky = replace(leaky, warnings=tuple(module._warnings(leaky)))
+    shown = describe(leaky)
+    assert "about 30.0% of the held-out text, in 3 held-out documents" in shown
+    assert "about 30% of the held-out text can be learned by heart" in " ".join(shown.split())
+    assert max(map(len, shown.splitlines())) <= 100
+    few = replace(found, leaked_documents=1, leaked_share=0.0004)
+    assert "less than 0.1%" in describe(few)
+    assert not [told for told in module._warnings(few) if "by heart from" in told]

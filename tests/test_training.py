@@ -80,6 +80,14 @@ def test_gradient_and_loss_do_not_depend_on_how_the_batch_is_cut(micro_batch_siz
     torch.testing.assert_close(gradients(cut), gradients(whole), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("micro_batch_size", [2, 7])
+def test_a_batch_of_prompts_alone_has_no_loss_and_no_gradient(micro_batch_size):
+    model, (idx, targets) = tiny_model(), ragged_batch()
+    nothing = idx, torch.full_like(targets, -100)
+    assert accumulate(Scorer(model), nothing, FLOAT32, micro_batch_size, seed=3) == 0
+    assert not gradients(model).any()
+
+
 def test_the_logged_loss_is_the_mean_over_all_scored_tokens():
     model = tiny_model(dropout=0.0)
     idx, targets = ragged_batch()
