@@ -278,7 +278,7 @@ def announce(
         plan.block_size,
         plan.micro_batch_size,
         f" in each of {world.size} processes" if world.size > 1 else "",
-        duration(estimate_seconds(n_parameters, tokens_left, speed)),
+        duration(estimate_seconds(n_parameters, tokens_left, speed, n_trained=n_trained)),
     )
     sharing = world.size if job.precision.device.type == "cpu" else 1
     logger.info(memory.table(need, job.precision.device, sharing))

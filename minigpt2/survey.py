@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -251,15 +252,8 @@ def main(options: CorpusOptions) -> int:
     """Prepare a text and print what is in it: python -m minigpt2.corpus PATHS"""
     from .corpus import prepare
     from .encoding import default_workers
-    from .model import PRESETS
-    from .plan import recipe_for, settle
-    from .precision import pick_device, pick_dtype
 
-    preset = options.preset
-    if preset:
-        tokenizer = Tokenizer.gpt2(PRESETS[preset].vocab_size)
-    else:
-        tokenizer = Tokenizer.from_pretrained(options.model)
+    tokenizer = _tokenizer_of(options)
     corpus = prepare(
         options.paths,
         tokenizer,
@@ -269,28 +263,47 @@ def main(options: CorpusOptions) -> int:
         workers=options.workers or default_workers(),
     )
     found = survey(corpus, tokenizer)
-    name = preset or options.model.rpartition("/")[2]
-    report: dict[str, object] = asdict(found)
-    lines = [describe(found)]
-    if name in PRESETS:
-        recipe = recipe_for(preset, lora=False)
-        n_tokens = len(corpus.train.tokens)
-        plan = settle(TrainConfig(), PRESETS[name], recipe, n_tokens=n_tokens)
-        n_parameters = _count_parameters(name)
-        n_trained = plan.max_steps * plan.batch_size * plan.block_size
-        device = pick_device("auto")
-        speed = measured_speed(device, pick_dtype("auto", device, training=True))
-        seconds = estimate_seconds(n_parameters, n_trained, speed)
-        per_epoch = math.ceil(n_tokens / plan.block_size / plan.batch_size)
-        report |= {"steps": plan.max_steps, "steps_per_epoch": per_epoch, "seconds": seconds}
-        lines.append(
-            f"training {name} with the default settings: {plan.max_steps:,} "
-            f"step{'s' * (plan.max_steps != 1)} of "
-            f"{plan.batch_size} x {plan.block_size:,} tokens, {per_epoch:,} an epoch;\n"
-            f"about {duration(seconds)} on this machine, evaluations not counted"
-        )
-    print(json.dumps(report, ensure_ascii=False) if options.json else "\n".join(lines))
+    steps, sentence = _training_ahead(options, len(corpus.train.tokens))
+    report = {**asdict(found), **steps}
+    shown = "\n".join(filter(None, [describe(found), sentence]))
+    print(json.dumps(report, ensure_ascii=False) if options.json else shown)
     return 0
+
+
+def _tokenizer_of(options: CorpusOptions) -> Tokenizer:
+    if not options.preset:
+        return Tokenizer.from_pretrained(options.model)
+    from .model import PRESETS
+
+    return Tokenizer.gpt2(PRESETS[options.preset].vocab_size)
+
+
+def _training_ahead(options: CorpusOptions, n_tokens: int) -> tuple[dict[str, float], str]:
+    """Steps and seconds of a run with the default settings, and a sentence on them; nothing for a
+    model whose size is not known by its name.
+
+    torch is imported here and not before: it takes 200 MB that preparing a text does without.
+    """
+    from .model import PRESETS
+    from .plan import recipe_for, settle
+    from .precision import pick_device, pick_dtype
+
+    preset, name = options.preset, options.preset or options.model.rpartition("/")[2]
+    if name not in PRESETS or (not preset and Path(options.model).is_dir()):
+        return {}, ""
+    plan = settle(TrainConfig(), PRESETS[name], recipe_for(preset, lora=False), n_tokens=n_tokens)
+    device = pick_device("auto")
+    speed = measured_speed(device, pick_dtype("auto", device, training=True))
+    n_learned = plan.max_steps * plan.batch_size * plan.block_size
+    seconds = estimate_seconds(_count_parameters(name), n_learned, speed)
+    per_epoch = math.ceil(n_tokens / plan.block_size / plan.batch_size)
+    steps = {"steps": plan.max_steps, "steps_per_epoch": per_epoch, "seconds": seconds}
+    return steps, (
+        f"training {name} with the default settings: {plan.max_steps:,} "
+        f"step{'s' * (plan.max_steps != 1)} of "
+        f"{plan.batch_size} x {plan.block_size:,} tokens, {per_epoch:,} an epoch;\n"
+        f"about {duration(seconds)} on this machine, evaluations not counted"
+    )
 
 
 def _count_parameters(name: str) -> int:
@@ -302,11 +315,15 @@ def _count_parameters(name: str) -> int:
         return sum(p.numel() for p in GPT2(PRESETS[name]).parameters())
 
 
-def estimate_seconds(n_parameters: int, n_tokens: int, speed: float) -> float:
+def estimate_seconds(
+    n_parameters: int, n_tokens: int, speed: float, *, n_trained: int | None = None
+) -> float:
     """How long it takes to train on so many tokens, evaluations not counted, with `speed` from
-    `measured_speed`: 6 operations for each parameter and token (Kaplan et al. 2020, section 2.1).
+    `measured_speed`: 6 operations for each parameter and token (Kaplan et al. 2020, section 2.1), 2
+    of them for the gradient of those that are trained.
     """
-    return 6 * n_parameters * n_tokens / speed
+    trained = n_parameters if n_trained is None else n_trained
+    return (4 * n_parameters + 2 * trained) * n_tokens / speed
 
 
 def measured_speed(device: torch.device, dtype: torch.dtype) -> float:

@@ -199,6 +199,8 @@ def test_the_command_prints_a_report_or_json(tmp_path, capsys):
 
 def test_time_is_operations_over_speed():
     assert estimate_seconds(124_439_808, 1024, 1e11) == pytest.approx(7.6456, rel=1e-4)
+    adapters = estimate_seconds(124_439_808, 1024, 1e11, n_trained=1_179_648)
+    assert adapters == pytest.approx(5.1212, rel=1e-4)
     assert measured_speed(torch.device("cpu"), torch.float32) > 1e8
 
 
