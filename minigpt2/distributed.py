@@ -93,6 +93,7 @@ def join(world: World, device: torch.device) -> Iterator[None]:
     yield
     # not after an error: the others may wait in a collective operation that never comes, and
     # torchrun ends them
+    dist.barrier()
     dist.destroy_process_group()
 
 
