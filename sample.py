@@ -3,136 +3,164 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from itertools import count, islice
+from typing import TYPE_CHECKING, Any
 
-from minigpt2.console import printable, run_script
-from minigpt2.errors import InputError, NotFoundError
+from minigpt2.console import explain, printable, run_script
+from minigpt2.errors import InputError
 from minigpt2.options import SampleOptions
+from minigpt2.prompts import asked, read_prompts
 
 if TYPE_CHECKING:
+    from minigpt2.generate import Completion
     from minigpt2.model import GPT2
+    from minigpt2.speculative import Drafter, Tally
     from minigpt2.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+AT_ONCE = 8  # rows that are decoded together
 
 
 def main(options: SampleOptions) -> int:
     """Load model and tokenizer, and write continuations to stdout."""
-    prompt = read_prompt(options)
+    prompts = read_prompts(options)
     from minigpt2.generate import check_fits
-    from minigpt2.model import GPT2
-    from minigpt2.precision import pick_device, pick_dtype
+    from minigpt2.loading import load
     from minigpt2.tokenizer import Tokenizer
 
-    device = pick_device(options.device)
-    dtype = pick_dtype(options.dtype, device, training=False)
-    model = GPT2.from_pretrained(options.model, device=device, dtype=dtype)
+    model = load(
+        options.model, device=options.device, dtype=options.dtype, compiled=options.compile
+    )
     tokenizer = Tokenizer.from_pretrained(options.model)
     check_fits(tokenizer, model)
-    if prompt is None:
-        converse(model, tokenizer, options)
-    elif options.json or options.num_samples > 1:
-        write_samples(model, tokenizer, prompt, options)
+    drafter = make_drafter(options, tokenizer)
+    if options.interactive:
+        converse(model, tokenizer, options, drafter)
+    elif options.json or len(prompts) * options.num_samples > 1:
+        write_samples(model, tokenizer, prompts, options, drafter)
     else:
-        write_stream(model, tokenizer, prompt, options)
+        write_stream(model, tokenizer, prompts[0], options, drafter)
+    if drafter is not None and drafter.checks:
+        logger.info("tokens per reading: %.2f", drafter.tokens / drafter.checks)
     return 0
 
 
-def read_prompt(options: SampleOptions) -> str | None:
-    """The prompt of the flags, a file or stdin; None when it is to be asked for."""
-    if options.interactive:
-        return None
-    if options.prompt == "-":
-        return decode_prompt(sys.stdin.buffer.read(), "stdin")
-    if options.prompt_file is None:
-        return options.prompt
-    path = Path(options.prompt_file)
-    if not path.is_file():
-        raise NotFoundError(f"--prompt-file {path} does not exist or is no file")
-    return decode_prompt(path.read_bytes(), str(path))
+def make_drafter(options: SampleOptions, tokenizer: Tokenizer) -> Tally | None:
+    """Whoever guesses ahead, and counts; None for --guess 0 without --draft."""
+    from minigpt2.speculative import DRAFT_GUESSES, ModelDrafter, NGramDrafter, Tally
 
+    if options.draft is None:
+        return Tally(NGramDrafter(options.guess)) if options.guess else None
+    from minigpt2.loading import load
+    from minigpt2.sampling import row_generator
+    from minigpt2.tokenizer import Tokenizer
 
-def decode_prompt(data: bytes, where: str) -> str:
-    """UTF-8 bytes as text, without a leading BOM."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as problem:
+    if not Tokenizer.from_pretrained(options.draft).same_tokens(tokenizer):
         raise InputError(
-            f"{where} is not UTF-8 at byte {problem.start}: convert it with iconv"
-        ) from problem
+            f"--draft {options.draft} has other tokens than --model {options.model}: "
+            "use a model with the same tokenizer"
+        )
+    small = load(
+        options.draft, device=options.device, dtype=options.dtype, compiled=options.compile
+    )
+    # streams of their own: what is checked must not be drawn with the numbers that check it
+    generators = [row_generator(~options.seed, row) for row in range(AT_ONCE)]
+    drafter: Drafter = ModelDrafter(
+        small,
+        options.sampling,
+        generators,
+        n_guesses=options.guess or DRAFT_GUESSES,
+        vocab_size=tokenizer.vocab_size,
+    )
+    return Tally(drafter)
 
 
-def write_stream(model: GPT2, tokenizer: Tokenizer, prompt: str, options: SampleOptions) -> None:
+def decoding(options: SampleOptions) -> dict[str, Any]:
+    """The flags that `complete` and `stream_text` share."""
+    names = ("max_new_tokens", "sampling", "seed", "stop", "ban", "finish_sentence")
+    return {name: getattr(options, name) for name in names}
+
+
+def write_stream(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    prompt: str,
+    options: SampleOptions,
+    drafter: Drafter | None,
+    row: int = 0,
+) -> None:
     """Write the prompt and its continuation as it grows; after Ctrl-C what was written stays, and
     the line ends.
     """
     from minigpt2.generate import stream_text
 
+    how = decoding(options)
     write(prompt)
     try:
-        for piece in stream_text(
-            model,
-            tokenizer,
-            prompt,
-            max_new_tokens=options.max_new_tokens,
-            sampling=options.sampling,
-            seed=options.seed,
-            stop=options.stop,
-        ):
+        for piece in stream_text(model, tokenizer, prompt, row=row, drafter=drafter, **how):
             write(piece)
     finally:
         write("\n")
 
 
-def write_samples(model: GPT2, tokenizer: Tokenizer, prompt: str, options: SampleOptions) -> None:
-    """Write --num-samples continuations, as text under a heading each or as one JSON object
-    each.
+def write_samples(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    prompts: list[str],
+    options: SampleOptions,
+    drafter: Drafter | None,
+) -> None:
+    """Write --num-samples continuations of every prompt in order, as text under a heading each or
+    as one JSON object each. Sample k of a prompt does not depend on what else is sampled.
     """
     from minigpt2.generate import complete
+    from minigpt2.progress import TokenBar
 
-    completions = complete(
-        model,
-        tokenizer,
-        [prompt] * options.num_samples,
-        max_new_tokens=options.max_new_tokens,
-        sampling=options.sampling,
-        seed=options.seed,
-        stop=options.stop,
-    )
-    for number, completion in enumerate(completions, start=1):
-        if options.json:
-            row = {
-                "prompt": prompt,
-                "text": completion.text,
-                "ids": completion.ids,
-                "finish_reason": completion.finish_reason,
-            }
-            print(json.dumps(row))
-        else:
-            write(f"--- sample {number} of {len(completions)} ---\n{prompt}{completion.text}\n")
+    rows = ((p, k) for p in range(len(prompts)) for k in range(options.num_samples))
+    with TokenBar(len(prompts) * options.num_samples, options.max_new_tokens) as bar:
+        while batch := list(islice(rows, AT_ONCE)):
+            completions = complete(
+                model,
+                tokenizer,
+                [prompts[p] for p, _ in batch],
+                rows=[k for _, k in batch],
+                drafter=drafter,
+                on_tokens=bar.update,
+                **decoding(options),
+            )
+            bar.finish_rows(len(batch))
+            for (p, k), completion in zip(batch, completions):
+                write_sample(prompts, p, k, completion, options)
 
 
-def converse(model: GPT2, tokenizer: Tokenizer, options: SampleOptions) -> None:
-    """Ask for a prompt, continue it, and so on until Ctrl-D; Ctrl-C ends an answer only."""
-    with_history()
-    while True:
+def write_sample(
+    prompts: list[str], p: int, k: int, completion: Completion, options: SampleOptions
+) -> None:
+    """Write sample k of prompt p."""
+    if options.json:
+        print(json.dumps({"prompt": prompts[p], "sample": k + 1, **asdict(completion)}), flush=True)
+        return
+    which = f"prompt {p + 1} of {len(prompts)}, " if len(prompts) > 1 else ""
+    write(f"--- {which}sample {k + 1} of {options.num_samples} ---\n")
+    write(f"{prompts[p]}{completion.text}\n")
+
+
+def converse(
+    model: GPT2, tokenizer: Tokenizer, options: SampleOptions, drafter: Drafter | None
+) -> None:
+    """Ask for a prompt, continue it, and so on until Ctrl-D; Ctrl-C ends an answer only. The same
+    prompt gets another answer when it is asked again.
+    """
+    for number, prompt in zip(count(), asked()):
         try:
-            prompt = input("> ")
-        except EOFError:
-            write("\n")
-            return
-        try:
-            write_stream(model, tokenizer, prompt, options)
+            write_stream(model, tokenizer, prompt, options, drafter, row=number)
         except KeyboardInterrupt:
             continue
-
-
-def with_history() -> None:
-    """Line editing and history at the prompt, where Python has them."""
-    try:
-        import readline  # noqa: F401 - importing it is what changes input()
-    except ImportError:
-        return
+        except InputError as problem:
+            print(f"error: {explain(problem)}", file=sys.stderr)
 
 
 def write(text: str) -> None:

@@ -38,12 +38,13 @@ from minigpt2.blocks import prepare_blocks
 from minigpt2.checkpoint import RunFolder
 from minigpt2.console import run_script
 from minigpt2.evaluate import Scorer
-from minigpt2.generate import decode, generate
+from minigpt2.generate import Token, decode, generate
+from minigpt2.graphs import fix_shapes
 from minigpt2.model import GPT2, PRESETS, GPT2Config
 from minigpt2.optim import make_optimizer
-from minigpt2.options import Preset, SampleOptions, SamplingConfig
+from minigpt2.options import Preset, SampleOptions
 from minigpt2.precision import Precision, pick_device
-from minigpt2.sampling import row_generator
+from minigpt2.sampling import SamplingConfig, row_generator
 from minigpt2.tokenizer import Tokenizer
 from minigpt2.training import StepStats, train_step
 
@@ -434,23 +435,24 @@ def sampling(bench: Bench, dtype: torch.dtype, n_rows: int) -> Outcome:
     starts = range(0, n_rows * PROMPT_TOKENS, PROMPT_TOKENS)
     rows = [bench.tokens[start : start + PROMPT_TOKENS].tolist() for start in starts]
 
-    def columns(n_new: int) -> Iterator[list[int | None]]:
+    def rounds(n_new: int) -> Iterator[list[list[Token]]]:
         return decode(
             model,
             rows,
             max_new_tokens=n_new,
             sampling=SampleOptions(prompt="").sampling,
             generators=[row_generator(1, row) for row in range(n_rows)],
-            ends=lambda row, token: False,
+            take=lambda row, token: False,
         )
 
-    for _ in columns(WARM_UP):
+    fix_shapes(model)
+    for _ in rounds(WARM_UP):
         pass
     began = time.perf_counter()
-    stream = columns(NEW_TOKENS)
-    n_drawn = len(next(stream))  # a column comes as Python numbers: the device is done with it
+    stream = rounds(NEW_TOKENS)
+    n_drawn = len(next(stream))  # tokens come as Python numbers: the device is done with them
     first = time.perf_counter() - began
-    n_drawn += sum(len(column) for column in stream)
+    n_drawn += sum(len(new) for new in stream)
     seconds = time.perf_counter() - began
     return Outcome(
         f"{n_drawn / seconds:,.0f} tokens/s; first after {first * 1e3:.1f} ms, then "

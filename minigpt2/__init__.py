@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .errors import InputError, NotFoundError
     from .generate import complete, generate, stream_text
+    from .loading import load
     from .model import GPT2, PRESETS, GPT2Config
-    from .options import SamplingConfig, TrainConfig
+    from .options import TrainConfig
+    from .sampling import SamplingConfig
     from .tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -27,6 +29,7 @@ __all__ = [
     "TrainConfig",
     "complete",
     "generate",
+    "load",
     "stream_text",
 ]
 
@@ -36,10 +39,11 @@ _HOMES = {
     "complete": "generate",
     "generate": "generate",
     "stream_text": "generate",
+    "load": "loading",
     "PRESETS": "model",
     "GPT2": "model",
     "GPT2Config": "model",
-    "SamplingConfig": "options",
+    "SamplingConfig": "sampling",
     "TrainConfig": "options",
     "Tokenizer": "tokenizer",
 }

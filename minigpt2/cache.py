@@ -88,10 +88,16 @@ class KVCache:
         positions = self.lengths[:, None] + torch.arange(n_tokens)
         return positions.to(self.keys.device)
 
-    def mask(self, positions: Tensor) -> Tensor:
+    def mask(self, positions: Tensor) -> Tensor | None:
         """Which slots each new token may look at: itself and those before it, (B, 1, T, S), True is
         visible.
+
+        None for the two cases that attention knows by itself and computes faster without: a first
+        reading (T = S, causal), and one new token in rows of equal length (all is visible).
         """
+        longest, n_tokens = int(self.lengths.max()), positions.shape[1]
+        if longest == 0 or (n_tokens == 1 and int(self.lengths.min()) == longest):
+            return None
         slots = torch.arange(self._slots_after(positions), device=positions.device)
         return slots <= positions[:, None, :, None]
 
@@ -100,6 +106,14 @@ class KVCache:
         n_slots = self._slots_after(positions)
         pairs = ((self.keys[i], self.values[i]) for i in range(self.keys.shape[0]))
         return [LayerCache(keys, values, positions, n_slots) for keys, values in pairs]
+
+    def all_slots(self, positions: Tensor) -> tuple[Tensor, list[LayerCache]]:
+        """The mask (B, 1, T, capacity) and every layer's slots, whether in use or not: shapes that
+        stay the same while the text grows, and nothing that has to be known on the CPU.
+        """
+        mask = torch.arange(self.capacity, device=positions.device) <= positions[:, None, :, None]
+        pairs = ((self.keys[i], self.values[i]) for i in range(self.keys.shape[0]))
+        return mask, [LayerCache(*pair, positions, self.capacity) for pair in pairs]
 
     def advance(self, n_tokens: int) -> None:
         """Count T more tokens in every row, once all layers have written them."""

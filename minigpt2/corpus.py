@@ -28,7 +28,7 @@ import numpy as np
 from .duplicates import near_duplicates
 from .encoding import DRAFT, TextTokenizer, tokenize
 from .errors import InputError
-from .files import lock, read_json, sync, write_json
+from .files import cache_folder, lock, read_json, sync, write_json
 from .options import TextConfig
 from .sources import Source, find_sources
 from .split import hold_out
@@ -111,10 +111,8 @@ def prepare(
 
 
 def default_cache_dir() -> Path:
-    """$MINIGPT2_CACHE/tokens; without that, $XDG_CACHE_HOME or ~/.cache has minigpt2/tokens."""
-    if own := os.environ.get("MINIGPT2_CACHE"):
-        return Path(own) / "tokens"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minigpt2" / "tokens"
+    """The folder "tokens" of our cache (files.py)."""
+    return cache_folder("tokens")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,15 @@ from .errors import InputError, NotFoundError
 LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp|\.tmp[A-Za-z0-9]{6}")
 
 
+def cache_folder(name: str) -> Path:
+    """Where things are kept that can be made again: $MINIGPT2_CACHE/name; without that,
+    $XDG_CACHE_HOME or ~/.cache has minigpt2/name.
+    """
+    if own := os.environ.get("MINIGPT2_CACHE"):
+        return Path(own) / name
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "minigpt2" / name
+
+
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Have `write` fill a temporary file beside `path`, then put it in its place in one step.
 

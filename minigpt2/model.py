@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -148,8 +148,8 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None) -> Tensor:
         """x (B, T, C) -> (B, T, C).
 
-        mask (B, 1, T, S) comes with a cache, or where documents are kept apart; without one, T = S
-        and the mask is causal.
+        mask (B, 1, T, S) comes with a cache, or where documents are kept apart; without one, the
+        mask is causal and T = S, or T = 1 and everything is visible.
         """
         q, k, v = rearrange(self.c_attn(x), "b t (n h d) -> n b h t d", n=3, h=self.n_head)
         if cache is not None:
@@ -165,14 +165,14 @@ class CausalSelfAttention(nn.Module):
         dtype = q.dtype
         if self.upcast:
             q, k, v = (part.to(torch.promote_types(dtype, torch.float32)) for part in (q, k, v))
-        # is_causal only where T = S: PyTorch aligns that mask to the upper left corner
+        # without a mask T = S, or T = 1: PyTorch aligns a causal mask to the upper left corner
         y = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
             dropout_p=self.attn_pdrop if self.training else 0.0,
-            is_causal=mask is None,
+            is_causal=mask is None and q.shape[2] > 1,
             scale=self.scale,
         )
         return y.to(dtype)
@@ -267,17 +267,30 @@ class GPT2(nn.Module):
             positions, mask = torch.arange(n_tokens, device=idx.device)[None], None
             if documents is not None:
                 positions, mask = _apart(documents)
-            layers: list[LayerCache | None] = [None] * len(self.h)
+            layers: Sequence[LayerCache | None] = [None] * len(self.h)
         else:
             assert documents is None, "a cache holds one text a row"
             positions = cache.positions(n_tokens)  # (B, T)
             mask = cache.mask(positions)  # (B, 1, T, S)
-            layers = [*cache.layers(positions)]
+            layers = cache.layers(positions)
+        x = self.read(idx, positions, mask, layers)
+        if cache is not None:
+            cache.advance(n_tokens)
+        return x
+
+    def read(
+        self,
+        idx: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        layers: Sequence[LayerCache | None],
+    ) -> Tensor:
+        """The network itself: idx (B, T) at positions (B or 1, T) -> (B, T, C), every layer with
+        its part of the cache, if there is one.
+        """
         x = self.drop(self.wte(idx) + self.wpe(positions))  # (B, T, C)
         for block, layer in zip(self.h, layers):
             x = block(x, mask, layer)
-        if cache is not None:
-            cache.advance(n_tokens)
         return self.ln_f(x)
 
     def head(self, x: Tensor) -> Tensor:
@@ -298,8 +311,8 @@ class GPT2(nn.Module):
             n_head=config.n_head,
             capacity=min(capacity or config.block_size, config.block_size),
             head_size=config.head_size,
-            dtype=self.wte.weight.dtype,
-            device=self.wte.weight.device,
+            dtype=self.ln_f.weight.dtype,  # what activations have; the embedding may be int8
+            device=self.ln_f.weight.device,
         )
 
     def set_dropout(self, p: float) -> None:
@@ -319,11 +332,13 @@ class GPT2(nn.Module):
         revision: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        mapped: bool = False,
     ) -> GPT2:
         """Load a Hub id, a Hugging Face folder or a run folder, ready to use (in evaluation mode).
 
         Float32 on the CPU unless `dtype` and `device` say otherwise, whatever the file holds. LoRA
-        adapters are folded into their base.
+        adapters are folded into their base. With `mapped`, weights that need no cast stay in the
+        file until they are used: at once there, for `pack` and `quantize`, which copy them anyway.
         Raises InputError for what is missing, left over, of the wrong shape or not supported:
         nothing is ever ignored silently.
         """
@@ -332,29 +347,40 @@ class GPT2(nn.Module):
             wide = torch.promote_types(dtype, torch.float32)  # rounded once, after folding
             base = cls.from_pretrained(lora.base_folder(folder), device=device, dtype=wide)
             return lora.fold(base, folder).to(dtype)
-        model, files = skeleton(folder)
-        weights.fill(model, files, device=device or "cpu", dtype=dtype)
+        mapped = mapped and dtype == torch.float32 and torch.device(device or "cpu").type == "cpu"
+        model, files = skeleton(folder, own_head=mapped)
+        weights.fill(model, files, device=device or "cpu", dtype=dtype, mapped=mapped)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
         """Write a Hugging Face model folder: config.json, model.safetensors and the tokenizer's
         files, if given.
+
+        Raises InputError for a model whose weights were rounded or laid out for decoding.
         """
+        with torch.device("meta"):
+            names = {name for name, _ in GPT2(self.config).named_parameters()}
+        if names != {name for name, _ in self.named_parameters()}:
+            raise InputError(
+                "this model was changed for decoding (int8 or packed): save the one it was made of"
+            )
         eot = self.config.vocab_size - 1 if tokenizer is None else tokenizer.eot
         weights.save(self, self.config.to_hf(), Path(folder), eot=eot)
         if tokenizer is not None:
             tokenizer.save(Path(folder))
 
 
-def skeleton(folder: Path) -> tuple[GPT2, weights.TensorFiles]:
+def skeleton(folder: Path, *, own_head: bool = False) -> tuple[GPT2, weights.TensorFiles]:
     """The model of a Hugging Face folder on "meta", without values, and the files that hold them.
 
     An output head in the files that differs from the token embedding makes an untied model,
-    whatever config.json says.
+    whatever config.json says; with `own_head`, an equal one does, too.
     """
     config = GPT2Config.from_hf(weights.read_config(folder), where=str(folder / "config.json"))
     files = weights.TensorFiles.open(folder)
-    if config.tie_word_embeddings and weights.has_own_head(files):
+    if own_head and "wte.weight" in files.tensors:
+        files.tensors.setdefault(weights.HEAD, files.tensors["wte.weight"])
+    if config.tie_word_embeddings and (own_head or weights.has_own_head(files)):
         config = replace(config, tie_word_embeddings=False)
     with torch.device("meta"):
         return GPT2(config), files

@@ -11,11 +11,18 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .errors import InputError
+from .sampling import SamplingConfig
 
 Preset = Literal["nano", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+SampleDType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
+
+
+def unescape(text: str) -> str:
+    """Text with \\n, \\r, \\t and \\\\ understood."""
+    return re.sub(r"\\([nrt\\])", lambda found: ESCAPES[found[1]], text)
 
 
 def flag(name: str) -> str:
@@ -26,30 +33,6 @@ def flag(name: str) -> str:
 def _check(options: object, name: str, ok: bool, allowed: str) -> None:
     if not ok:
         raise InputError(f"{flag(name)} is {getattr(options, name)}, allowed is {allowed}")
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How the next token is drawn: repetition penalty, temperature, top-k, top-p, then min-p."""
-
-    temperature: float = 1.0
-    """Divides the logits: below 1 is bolder, above 1 wilder; 0 always takes the likeliest token."""
-    top_k: int = 0
-    """Keep only the k likeliest tokens; 0 keeps all."""
-    top_p: float = 1.0
-    """Keep the likeliest tokens that together reach this probability; 1 keeps all."""
-    min_p: float = 0.0
-    """Drop tokens less likely than this share of the likeliest one's probability; 0 keeps all."""
-    repetition_penalty: float = 1.0
-    """Make tokens already in the text less likely by this factor; 1 changes nothing."""
-
-    def __post_init__(self) -> None:
-        _check(self, "temperature", 0 <= self.temperature < float("inf"), "0 or more")
-        _check(self, "top_k", self.top_k >= 0, "0 (off) or more")
-        _check(self, "top_p", 0 <= self.top_p <= 1, "from 0 to 1")
-        _check(self, "min_p", 0 <= self.min_p <= 1, "from 0 to 1")
-        penalty = self.repetition_penalty
-        _check(self, "repetition_penalty", 0.01 <= penalty <= 100, "from 0.01 to 100")
 
 
 @dataclass(frozen=True)
@@ -83,8 +66,7 @@ class TextConfig:
     @property
     def separator(self) -> str | None:
         """The document separator with its escapes understood."""
-        given = self.document_separator
-        return given and re.sub(r"\\([nrt\\])", lambda found: ESCAPES[found[1]], given)
+        return self.document_separator and unescape(self.document_separator)
 
 
 @dataclass(frozen=True)
@@ -280,39 +262,61 @@ class SampleOptions:
     """Text to continue; - reads it from stdin; an empty one starts from nothing."""
     prompt_file: str | None = None
     """Read the prompt from this UTF-8 file instead."""
+    prompts_file: str | None = None
+    """Many prompts: one a line, with \\n and \\t understood, or .jsonl rows with the field
+    prompt."""
     interactive: bool = False
     """Ask for prompts until Ctrl-D; Ctrl-C stops an answer."""
     model: str = "gpt2"
     """A Hub id, a Hugging Face folder or a run folder."""
     max_new_tokens: int = 200
     """Most tokens to add to the prompt."""
+    finish_sentence: bool = False
+    """At --max-new-tokens, go on to the end of the sentence, for 100 tokens at most."""
     num_samples: int = 1
-    """Continuations to draw; sample k is the same for any number of samples."""
+    """Continuations to draw of each prompt; sample k is the same for any number of samples."""
     seed: int = 1337
     """The same seed gives the same text on the same machine."""
     stop: tuple[str, ...] = ()
     """End before any of these texts."""
+    ban: tuple[str, ...] = ()
+    """Never write any of these texts."""
     json: bool = False
-    """Print one JSON object per sample."""
+    """Print one JSON object per sample: text, token ids, log-probabilities, reason for stopping."""
+    guess: int = 0
+    """Guess this many tokens ahead from what was written before: text that repeats itself comes
+    sooner, and stays as likely as it was. 0 is off."""
+    draft: str | None = None
+    """Guess ahead with this smaller model, which needs the same tokens: a Hub id or a folder."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
-    dtype: DType = "auto"
-    """Precision of weights and computation. auto: bfloat16 or float16 on CUDA, else float32."""
+    dtype: SampleDType = "auto"
+    """Precision of weights and computation; int8 rounds the weights. auto: bfloat16 or float16 on
+    CUDA, else float32."""
+    compile: bool = False
+    """Compile first what decoding spends its time in: torch.compile on CUDA, a C function for int8
+    on the CPU."""
     debug: bool = False
     """Show the full traceback of an error."""
     # gentler than the library's neutral defaults: untempered GPT-2 wanders, greedy GPT-2 repeats
     # itself
-    sampling: SamplingConfig = SamplingConfig(temperature=0.8, top_p=0.95)
+    sampling: SamplingConfig = field(
+        default_factory=lambda: SamplingConfig(temperature=0.8, top_p=0.95)
+    )
 
     def __post_init__(self) -> None:
-        given = [self.prompt is not None, self.prompt_file is not None, self.interactive]
-        if sum(given) != 1:
-            raise InputError("give exactly one of --prompt, --prompt-file and --interactive")
+        places = (self.prompt, self.prompt_file, self.prompts_file)
+        if sum(place is not None for place in places) + self.interactive != 1:
+            raise InputError(
+                "give exactly one of --prompt, --prompt-file, --prompts-file and --interactive"
+            )
         _check(self, "max_new_tokens", self.max_new_tokens >= 0, "0 or more")
         _check(self, "num_samples", self.num_samples >= 1, "1 or more")
+        _check(self, "guess", 0 <= self.guess <= 64, "from 0 (off) to 64")
         _check(self, "seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
-        if "" in self.stop:
-            raise InputError("--stop holds an empty text: give the text to stop at")
+        for name in ("stop", "ban"):
+            if "" in getattr(self, name):
+                raise InputError(f"{flag(name)} holds an empty text: give the text itself")
 
 
 @dataclass(frozen=True)

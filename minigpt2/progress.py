@@ -1,6 +1,4 @@
-"""What a person watching a training run sees on stderr. Takes metrics, knows nothing of where they
-come from.
-"""
+"""What a person who waits sees on stderr. Takes numbers, knows nothing of where they come from."""
 
 from __future__ import annotations
 
@@ -49,3 +47,33 @@ def evaluation_line(metrics: Mapping[str, Any]) -> str:
         f"perplexity {perplexity(metrics['val_loss']):,.1f}",
     ]
     return " | ".join(parts)
+
+
+class TokenBar:
+    """How many tokens of several samples are there, on a terminal."""
+
+    def __init__(self, n_rows: int, max_new_tokens: int) -> None:
+        self._each, self._rows = max_new_tokens, 0
+        self._bar = tqdm(
+            total=n_rows * max_new_tokens,
+            unit="token",
+            disable=None if n_rows > 1 else True,
+            file=sys.stderr,
+            leave=False,
+        )
+
+    def update(self, n_tokens: int) -> None:
+        """Count new tokens."""
+        self._bar.update(n_tokens)
+
+    def finish_rows(self, n_rows: int) -> None:
+        """Count rows that have ended as whole, although they may be shorter or longer."""
+        self._rows += n_rows
+        self._bar.update(self._rows * self._each - self._bar.n)
+        self._bar.clear()
+
+    def __enter__(self) -> TokenBar:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._bar.close()

@@ -2,9 +2,11 @@
 
 A filter takes logits and a number and returns new logits with the unwanted tokens at minus
 infinity. It leaves its input alone, always keeps at least one token, and is the identity at its
-neutral value. `probabilities` applies them in GPT-2's order (openai/gpt-2 sample.py): repetition
-penalty, temperature, top-k, top-p; then min-p. Greedy decoding is not another path: at temperature
-0 the probabilities are a one-hot row.
+neutral value. `probabilities` applies them in GPT-2's order (openai/gpt-2 sample.py), and what
+reads the text before them. Greedy decoding is not another path: at temperature 0 the probabilities
+are a one-hot row.
+
+A new filter is a field of SamplingConfig, a function, and a line in `probabilities`.
 
 Letters: B rows, V vocabulary. Knows nothing of models and text.
 """
@@ -13,25 +15,82 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from .errors import InputError
 
-from .options import SamplingConfig
-
-__all__ = ["SamplingConfig", "draw", "probabilities", "row_generator"]
+if TYPE_CHECKING:  # filters are methods of tensors: --help reads the fields below without torch
+    import torch
+    from torch import Tensor
 
 
-def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make the tokens marked in `seen` (B, V) bool less likely: positive logits / penalty, negative
-    * penalty.
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is drawn."""
 
-    Each distinct token counts once, the prompt's included. Keskar et al. 2019, arXiv:1909.05858.
+    temperature: float = 1.0
+    """Divides the logits: below 1 is bolder, above 1 wilder; 0 always takes the likeliest token."""
+    top_k: int = 0
+    """Keep only the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the likeliest tokens that together reach this probability; 1 keeps all."""
+    min_p: float = 0.0
+    """Drop tokens less likely than this share of the likeliest one's probability; 0 keeps all."""
+    repetition_penalty: float = 1.0
+    """Make tokens already in the text less likely by this factor; 1 changes nothing."""
+    no_repeat_ngram: int = 0
+    """Never write the same n tokens in a row twice, the prompt's included; 0 is off."""
+
+    def __post_init__(self) -> None:
+        self._check("temperature", 0 <= self.temperature < float("inf"), "0 or more")
+        self._check("top_k", self.top_k >= 0, "0 (off) or more")
+        self._check("top_p", 0 <= self.top_p <= 1, "from 0 to 1")
+        self._check("min_p", 0 <= self.min_p <= 1, "from 0 to 1")
+        penalty = self.repetition_penalty
+        self._check("repetition_penalty", 0.01 <= penalty <= 100, "from 0.01 to 100")
+        self._check("no_repeat_ngram", self.no_repeat_ngram >= 0, "0 (off) or more")
+
+    def _check(self, name: str, ok: bool, allowed: str) -> None:
+        if not ok:
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"{flag} is {getattr(self, name)}, allowed is {allowed}")
+
+
+def repetition_penalty(logits: Tensor, texts: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """Make the tokens of each row's text less likely: positive logits / penalty, negative *
+    penalty.
+
+    Each distinct token counts once. Keskar et al. 2019, arXiv:1909.05858.
     """
     if penalty == 1:
         return logits
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    logits = logits.clone()
+    for row, text in zip(logits, texts):
+        ids = list(set(text))
+        seen = row[ids]
+        row[ids] = (seen / penalty).where(seen > 0, seen * penalty)
+    return logits
+
+
+def no_repeat_ngram(logits: Tensor, texts: Sequence[Sequence[int]], n: int) -> Tensor:
+    """Drop the tokens that would end a sequence of n tokens that the row's text has already.
+
+    A row in which no token would be left stays as it is. n = 0 drops none. Paulus et al. 2017,
+    arXiv:1705.04304, section 2.5, for n = 3.
+    """
+    if n == 0:
+        return logits
+    logits = logits.clone()
+    for row, text in zip(logits, texts):
+        start = list(text[len(text) - n + 1 :])  # the n - 1 tokens that are there
+        followed = range(len(text) - n + 1)
+        ids = {text[i + n - 1] for i in followed if list(text[i : i + n - 1]) == start}
+        left = row.clone()
+        left[list(ids)] = float("-inf")
+        if left.isfinite().any():
+            row.copy_(left)
+    return logits
 
 
 def temperature(logits: Tensor, t: float) -> Tensor:
@@ -42,7 +101,7 @@ def temperature(logits: Tensor, t: float) -> Tensor:
         return logits / t
     # Measured from the largest, which softmax does not see, a tiny t cannot overflow; below 1e-30,
     # where the choice is greedy anyway, t would be 0 in float32.
-    return (logits - logits.max(dim=-1, keepdim=True).values) / max(t, 1e-30)
+    return (logits - logits.amax(dim=-1, keepdim=True)) / max(t, 1e-30)
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
@@ -82,21 +141,29 @@ def min_p(logits: Tensor, p: float) -> Tensor:
     if p == 0:
         return logits
     probs = logits.softmax(dim=-1)
-    return logits.masked_fill(probs < p * probs.max(dim=-1, keepdim=True).values, float("-inf"))
+    return logits.masked_fill(probs < p * probs.amax(dim=-1, keepdim=True), float("-inf"))
 
 
-def probabilities(logits: Tensor, config: SamplingConfig, seen: Tensor | None = None) -> Tensor:
+def probabilities(
+    logits: Tensor,
+    config: SamplingConfig,
+    texts: Sequence[Sequence[int]] | None = None,
+    banned: Tensor | None = None,
+) -> Tensor:
     """The distribution the next token is drawn from: logits (B, V) -> probs (B, V), float32 at
     least.
 
-    `seen` (B, V) bool marks the tokens already in each row; without it there is no repetition
-    penalty.
+    `texts` are the ids already in each row, without which nothing counts as repeated; `banned`
+    (B, V) bool marks tokens that must not come.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if seen is not None:
-        logits = repetition_penalty(logits, seen, config.repetition_penalty)
+    logits = logits if logits.element_size() >= 4 else logits.float()
+    if texts is not None:
+        logits = repetition_penalty(logits, texts, config.repetition_penalty)
+        logits = no_repeat_ngram(logits, texts, config.no_repeat_ngram)
+    if banned is not None:
+        logits = logits.masked_fill(banned, float("-inf"))
     if config.temperature == 0 or config.top_k == 1 or config.top_p == 0:
-        return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
+        return logits.new_zeros(logits.shape).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1)
     logits = temperature(logits, config.temperature)
     logits = top_k(logits, config.top_k)
     logits = top_p(logits, config.top_p)
@@ -110,10 +177,14 @@ def draw(probs: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     By the inverse of the cumulative distribution: one uniform number a row, made on the CPU, so a
     row's numbers are the same in any batch and on any device.
     """
+    import torch
+
     if probs.device.type == "mps":
         return draw(probs.cpu(), generators).to(probs.device)  # MPS has no float64
-    cumulative = probs.double().cumsum(dim=-1)
     uniform = torch.stack([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
+    if bool((probs.count_nonzero(dim=-1) == 1).all()):  # nothing to choose: saves the sums
+        return probs.argmax(dim=-1)
+    cumulative = probs.double().cumsum(dim=-1)
     # the first token whose cumulative probability exceeds the target: never one of probability 0
     target = uniform.to(probs.device) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
@@ -123,5 +194,7 @@ def row_generator(seed: int, row: int) -> torch.Generator:
     """The random numbers of row `row` under `seed`: they do not depend on how many rows there
     are.
     """
+    import torch
+
     digest = hashlib.sha256(f"{seed}:{row}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -164,6 +164,15 @@ class Tokenizer:
             raise InputError(f"token id {id} is not in the vocabulary of {self.vocab_size:,} ids")
         return self._bytes[id]
 
+    def written_bytes(self) -> list[bytes]:
+        """What each of the vocab_size ids adds to a text: nothing for end-of-text."""
+        ids = range(self.vocab_size)
+        return [b"" if id == self.eot else self._bytes.get(id, b"") for id in ids]
+
+    def same_tokens(self, other: Tokenizer) -> bool:
+        """Whether every id means the same bytes in both, and end-of-text has the same id."""
+        return self._bytes == other._bytes and self.eot == other.eot
+
     @cached_property
     def _id_array(self) -> np.ndarray:
         import numpy as np

@@ -142,20 +142,27 @@ def check(model: nn.Module, files: TensorFiles) -> None:
 
 @torch.no_grad()
 def fill(
-    model: nn.Module, files: TensorFiles, *, device: torch.device | str, dtype: torch.dtype
+    model: nn.Module,
+    files: TensorFiles,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    mapped: bool = False,
 ) -> None:
     """Give a model built on "meta" its memory and the values of the files, one tensor at a time.
 
     The largest tensor goes first, while the others hold no memory yet: the peak stays near the
-    model's own size.
+    model's own size. With `mapped`, what needs no cast and no other device stays in the file, and
+    is read when it is used: for models that are soon changed into something else.
     """
     check(model, files)
     parameters = sorted(model.named_parameters(), key=lambda item: -item[1].numel())
     for name, parameter in parameters:
         stored = files.tensors[name].read()
-        # not nn.Module.to_empty: its empty_like of a meta tensor imports 400 modules (0.4 s)
-        value = torch.empty(parameter.shape, dtype=dtype, device=device)
-        value.copy_(stored.T if TRANSPOSED.search(name) else stored)
+        value = stored.T if TRANSPOSED.search(name) else stored
+        if not mapped or value.dtype != dtype or torch.device(device).type != "cpu":
+            # not nn.Module.to_empty: its empty_like of a meta tensor imports 400 modules (0.4 s)
+            value = torch.empty(parameter.shape, dtype=dtype, device=device).copy_(value)
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
 

@@ -269,3 +269,31 @@ def test_new_keys_and_values_land_in_their_own_slots():
     assert torch.equal(cache.keys[1], expected) and torch.equal(cache.values[1], -expected)
     assert torch.equal(keys, expected[:, :, :6])
     assert not cache.keys[0].any() and not cache.values[0].any()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "n_tokens", "needed"),
+    [
+        ([0, 0], 5, False),  # a first reading is causal
+        ([0, 0], 1, False),
+        ([3, 3], 1, False),  # one new token sees everything
+        ([3, 3], 2, True),
+        ([3, 2], 1, True),
+        ([0, 2], 1, True),
+    ],
+)
+def test_a_mask_is_made_where_attention_does_not_know_it_by_itself(lengths, n_tokens, needed):
+    cache = KVCache.empty(
+        n_layer=1, batch_size=2, n_head=1, capacity=9, head_size=2, dtype=torch.float32,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    cache.advance(3)
+    cache.truncate(lengths)
+    positions = cache.positions(n_tokens)
+    mask = cache.mask(positions)
+    assert (mask is not None) is needed
+    everything, layers = cache.all_slots(positions)
+    assert everything.shape == (2, 1, n_tokens, 9) and layers[0].n_slots == 9
+    if mask is not None:
+        assert torch.equal(everything[..., : mask.shape[-1]], mask)
+        assert not everything[..., mask.shape[-1] :].any()

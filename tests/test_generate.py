@@ -13,8 +13,7 @@ from hf_models import randomise, reference, token_ids
 from minigpt2.errors import InputError
 from minigpt2.generate import check_fits, complete, decode, generate, stream_text
 from minigpt2.model import GPT2, GPT2Config
-from minigpt2.options import SamplingConfig
-from minigpt2.sampling import draw, probabilities, row_generator
+from minigpt2.sampling import SamplingConfig, draw, probabilities, row_generator
 from minigpt2.tokenizer import Tokenizer
 
 WINDOW = 31
@@ -66,9 +65,7 @@ def drawn(sampling, seed, row):
     generator = row_generator(seed, row)
 
     def choose(logits, text):
-        seen = torch.zeros(1, len(logits), dtype=torch.bool)
-        seen[0, text] = True
-        return int(draw(probabilities(logits[None], sampling, seen), [generator]))
+        return int(draw(probabilities(logits[None], sampling, [text]), [generator]))
 
     return choose
 
@@ -85,11 +82,15 @@ def uncached(model, prompt, n_new, choose=likeliest):
     return text[len(prompt) :]
 
 
-def alone(model, prompt, row, *, seed, ends=lambda row, token: False, **options):
+def go_on(row, token):
+    return False
+
+
+def alone(model, prompt, row, *, seed, take=go_on, **options):
     """What row `row` says when it is the only one."""
     generators = [row_generator(seed, row)]
-    return [token for (token,) in decode(model, [prompt], generators=generators, ends=ends,
-                                         **options)]  # fmt: skip
+    rounds = decode(model, [prompt], generators=generators, take=take, **options)
+    return [token.id for ((token,),) in rounds]
 
 
 def up_to(ids, stops):
@@ -289,11 +290,24 @@ def test_a_prompt_longer_than_the_window_keeps_its_end_and_warns_once(caplog):
     long, longer = prompt_of(40), prompt_of(50)
     options = {"max_new_tokens": 40, "sampling": GREEDY}
     expected = generate(MODEL, [long[-WINDOW:], longer[-WINDOW:], [5]], **options)
-    assert not caplog.records
+    assert not any("prompt" in record.getMessage() for record in caplog.records)
+    caplog.clear()
     assert generate(MODEL, [long, longer, [5]], **options) == expected
-    (record,) = caplog.records
+    record, _ = caplog.records
     assert record.levelno == logging.WARNING and record.name == "minigpt2.generate"
-    assert "50 tokens" in record.getMessage() and "31" in record.getMessage()
+    assert record.getMessage() == (
+        "the prompt has 50 tokens, the model reads 31: its first 19 are dropped"
+    )
+
+
+def test_a_full_window_is_told_once_with_what_is_forgotten(caplog):
+    generate(MODEL, [prompt_of(5), prompt_of(9)], max_new_tokens=22)
+    assert not caplog.records  # the last token is not read
+    generate(MODEL, [prompt_of(5), prompt_of(9)], max_new_tokens=95)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "the model's window of 31 tokens is full: it forgets all but the last 15"
+    )
 
 
 def test_tokens_that_the_window_dropped_still_count_as_repeated():
@@ -304,58 +318,67 @@ def test_tokens_that_the_window_dropped_still_count_as_repeated():
     assert dropped != generate(MODEL, [prompt[-WINDOW:]], max_new_tokens=90, sampling=sampling)[0]
 
 
-def columns_of(rows, ends, max_new_tokens=9):
+def rounds_of(rows, take, max_new_tokens=9):
     return decode(
         MODEL,
         rows,
         max_new_tokens=max_new_tokens,
         sampling=GREEDY,
         generators=[row_generator(0, row) for row in range(len(rows))],
-        ends=ends,
+        take=take,
     )
 
 
-def test_columns_hold_none_for_rows_that_ended_and_stop_with_the_last_row():
+def test_rounds_hold_nothing_for_rows_that_ended_and_stop_with_the_last_row():
     rows, n_asked = [prompt_of(4), prompt_of(2), prompt_of(7)], [0, 0, 0]
 
-    def ends(row, token):
+    def take(row, token):
         n_asked[row] += 1
         return n_asked[row] == (2, 5, 3)[row]
 
-    columns = list(columns_of(rows, ends))
-    assert [[token is None for token in column] for column in columns] == [
-        [False, False, False],
-        [False, False, False],
-        [True, False, False],
-        [True, False, True],
-        [True, False, True],
+    rounds = list(rounds_of(rows, take))
+    assert [[len(tokens) for tokens in new] for new in rounds] == [
+        [1, 1, 1],
+        [1, 1, 1],
+        [0, 1, 1],
+        [0, 1, 0],
+        [0, 1, 0],
     ]
     assert n_asked == [2, 5, 3]
     free = [uncached(MODEL, row, 5) for row in rows]
-    assert [[c[r] for c in columns if c[r] is not None] for r in range(3)] == [
+    assert [[token.id for new in rounds for token in new[r]] for r in range(3)] == [
         ids[:n] for ids, n in zip(free, (2, 5, 3))
     ]
 
 
-def test_a_row_is_asked_about_each_token_once_after_its_column_was_taken():
+def test_every_token_is_told_once_before_its_round():
     events = []
-    columns = columns_of([[5], [6]], lambda row, token: events.append((row, token)), 3)
-    for column in columns:
-        assert len(events) % 3 == 0
-        events.append(column)
-    taken = events[::3]
-    assert len(taken) == 3
-    for number, column in enumerate(taken):
-        assert events[3 * number + 1 : 3 * number + 3] == [(0, column[0]), (1, column[1])]
+    for new in rounds_of([[5], [6]], lambda row, token: events.append((row, token)), 3):
+        assert events == [(0, new[0][0]), (1, new[1][0])]
+        events.clear()
+
+
+def test_the_logprob_of_a_token_is_the_models_own_before_temperature_and_filters():
+    prompt = prompt_of(6)
+    rounds = decode(
+        MODEL, [prompt], max_new_tokens=12, sampling=SAMPLED, generators=[row_generator(3, 0)],
+        take=go_on,
+    )  # fmt: skip
+    tokens = [token for ((token,),) in rounds]
+    text = prompt + [token.id for token in tokens]
+    expected = MODEL(torch.tensor([text[:-1]]))[0].double().log_softmax(-1)
+    for p, token in enumerate(tokens, start=len(prompt) - 1):
+        assert token.logprob == pytest.approx(float(expected[p, token.id]), abs=2e-5)
+    assert len({round(token.logprob, 2) for token in tokens}) > 5
 
 
 def test_a_token_is_computed_when_it_is_asked_for(monkeypatch):
     shapes = reads_of(MODEL, monkeypatch)
-    columns = columns_of([prompt_of(4)], lambda row, token: False)
+    rounds = rounds_of([prompt_of(4)], go_on)
     assert shapes == []
-    next(columns)
+    next(rounds)
     assert shapes == [(1, 4)]
-    next(columns)
+    next(rounds)
     assert shapes == [(1, 4), (1, 1)]
 
 
@@ -388,11 +411,11 @@ def test_damage_met_later_is_refused_there_after_the_tokens_before_it():
     model.wpe.weight[4] = float("nan")
     ids = []
     with pytest.raises(InputError, match="not finite at new token 4"):
-        for (token,) in decode(
+        for ((token,),) in decode(
             model, [[5, 6]], max_new_tokens=9, sampling=GREEDY,
-            generators=[row_generator(0, 0)], ends=lambda row, token: False,
+            generators=[row_generator(0, 0)], take=go_on,
         ):  # fmt: skip
-            ids.append(token)
+            ids.append(token.id)
     assert len(ids) == 3
 
 
@@ -409,15 +432,11 @@ def test_the_models_mode_is_restored(was_training):
     next(pieces)
     del pieces
     assert model.training == was_training
-    for columns in (
-        decode(model, [[5]], max_new_tokens=9, sampling=GREEDY,
-               generators=[row_generator(0, 0)], ends=lambda row, token: 1 // 0),
-        decode(model, [[5]], max_new_tokens=9, sampling=GREEDY,
-               generators=[], ends=lambda row, token: False),
-    ):  # fmt: skip
-        with pytest.raises((ZeroDivisionError, IndexError)):
-            list(columns)
-        assert model.training == model.h[0].mlp.dropout.training == was_training
+    rounds = decode(model, [[5]], max_new_tokens=9, sampling=GREEDY,
+                    generators=[row_generator(0, 0)], take=lambda row, token: 1 // 0)  # fmt: skip
+    with pytest.raises(ZeroDivisionError):
+        list(rounds)
+    assert model.training == model.h[0].mlp.dropout.training == was_training
 
 
 def test_dropout_is_off_whatever_the_models_mode():
@@ -644,7 +663,7 @@ def test_complete_continues_each_prompt_as_generate_does_its_ids():
     assert [up_to(written.ids, [EOT]) for written in done] == ids
     assert [written.text for written in done] == [BYTES.decode(row) for row in ids]
     fewer = complete(MODEL, BYTES, prompts[:2], max_new_tokens=50, sampling=SAMPLED, seed=11)
-    assert fewer == done[:2]
+    assert [(w.text, w.ids) for w in fewer] == [(w.text, w.ids) for w in done[:2]]
 
 
 def test_an_empty_prompt_starts_from_end_of_text():
@@ -671,3 +690,72 @@ def test_random_ids_differ_so_that_equality_means_something():
     rows = token_ids(257, 4, 6).tolist()
     ids = generate(MODEL, rows, max_new_tokens=60, sampling=GREEDY)
     assert all(len(set(row)) > 10 for row in ids) and len(set(map(tuple, ids))) == 4
+
+
+STORY = 'Ab 3.5 cd? "Ef gh!" (Ij.) Kl\nMn op'
+
+
+@pytest.mark.parametrize(
+    ("n", "expected", "reason"),
+    [
+        (1, "Ab 3.5 cd?", "sentence"),  # the point of 3.5 ends nothing
+        (9, "Ab 3.5 cd?", "sentence"),
+        (10, "Ab 3.5 cd?", "sentence"),  # it had just ended
+        (11, "Ab 3.5 cd? ", "sentence"),  # and the space behind it is there, too
+        (12, 'Ab 3.5 cd? "Ef gh!"', "sentence"),
+        (20, 'Ab 3.5 cd? "Ef gh!" ', "sentence"),
+        (21, 'Ab 3.5 cd? "Ef gh!" (Ij.)', "sentence"),
+        (27, 'Ab 3.5 cd? "Ef gh!" (Ij.) Kl', "sentence"),  # a line ends one, too
+        (30, STORY, "eot"),
+    ],
+)
+def test_a_text_goes_on_to_the_end_of_its_sentence_when_asked(n, expected, reason):
+    model = scripted(*BYTES.encode(STORY), EOT)
+    options = {"max_new_tokens": n, "sampling": GREEDY, "finish_sentence": True}
+    (written,) = complete(model, BYTES, [""], **options)
+    assert (written.text, written.finish_reason) == (expected, reason)
+    assert "".join(stream_text(model, BYTES, "", **options)) == expected
+    assert n <= len(written.ids) == len(written.logprobs)
+
+
+def test_a_sentence_without_end_is_given_up():
+    model = scripted(*[BYTES.encode("a")[0]] * 200)
+    (written,) = complete(
+        model, BYTES, [""], max_new_tokens=7, sampling=GREEDY, finish_sentence=True
+    )
+    assert (len(written.ids), written.finish_reason) == (107, "length")
+    (written,) = complete(
+        model, BYTES, [""], max_new_tokens=0, sampling=GREEDY, finish_sentence=True
+    )
+    assert written.ids == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_banned_texts_are_not_written_and_the_prompt_does_not_count(seed):
+    prompts, sampling = ["ab", "a"], SamplingConfig(temperature=1.5)
+    options = {"max_new_tokens": 80, "sampling": sampling, "seed": seed}
+    free = complete(MODEL, BYTES, prompts, **options)
+    common = [next(c for c in written.text if c.isascii()) for written in free]
+    for row in range(2):
+        banned = complete(MODEL, BYTES, prompts, ban=common, **options)[row]
+        assert not any(text in banned.text for text in common) and len(banned.text) > 3
+        (alone,) = complete(MODEL, BYTES, [prompts[row]], ban=common, rows=[row], **options)
+        assert alone.ids == banned.ids
+    assert complete(MODEL, BYTES, ["ab"], ban=["ab\n\n\n\n"], **options)[0].ids == free[0].ids
+
+
+def test_rows_name_the_random_numbers_of_each_prompt():
+    options = {"max_new_tokens": 30, "sampling": SamplingConfig(), "seed": 4}
+    ordered = complete(MODEL, BYTES, ["x"] * 4, **options)
+    chosen = complete(MODEL, BYTES, ["x"] * 3, rows=[3, 0, 3], **options)
+    assert [w.ids for w in chosen] == [ordered[k].ids for k in (3, 0, 3)]
+    assert ordered[0].ids != ordered[3].ids
+    pieces = stream_text(MODEL, BYTES, "x", row=3, **options)
+    assert "".join(pieces) == ordered[3].text
+
+
+def test_every_new_token_is_counted_once():
+    counts = []
+    done = complete(MODEL, BYTES, ["x", "yz"], max_new_tokens=40, sampling=SamplingConfig(),
+                    on_tokens=counts.append)  # fmt: skip
+    assert sum(counts) == sum(len(written.ids) for written in done) > 40

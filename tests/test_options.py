@@ -24,7 +24,8 @@ CONTRACT = {
     "merge-lora fsdp tensorboard document-mask mask-prompt workers text-field document-separator "
     "normalize-unicode normalize-newlines remove-control-characters duplicates min-characters",
     SampleOptions: "prompt prompt-file model max-new-tokens temperature top-k top-p min-p "
-    "repetition-penalty num-samples seed stop device dtype json interactive",
+    "repetition-penalty num-samples seed stop device dtype json interactive no-repeat-ngram "
+    "prompts-file finish-sentence ban guess draft compile",
 }
 
 
@@ -40,9 +41,10 @@ def test_the_documented_flags_exist(options_class, capsys):
 
 def test_every_sampling_flag_reaches_its_field():
     given = ["--temperature", "0.5", "--top-k", "7", "--top-p", "0.9", "--min-p", "0.1"]
-    options = parse(SampleOptions, ["--prompt", "x", *given, "--repetition-penalty", "1.3"])
+    given += ["--repetition-penalty", "1.3", "--no-repeat-ngram", "3"]
+    options = parse(SampleOptions, ["--prompt", "x", *given])
     expected = SamplingConfig(
-        temperature=0.5, top_k=7, top_p=0.9, min_p=0.1, repetition_penalty=1.3
+        temperature=0.5, top_k=7, top_p=0.9, min_p=0.1, repetition_penalty=1.3, no_repeat_ngram=3
     )
     assert options.sampling == expected
 

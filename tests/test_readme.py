@@ -40,13 +40,28 @@ def workplace(tmp_path, monkeypatch):
     """A folder with the files that the documents speak of."""
     (tmp_path / "data").symlink_to(ROOT / "data")
     text = "A lamp, a wall, a boat with a hole, and two men in it.\n" * 40
-    for name in ("my.txt", "opening.txt", "notes/a.md", "letters/1/b.txt", "letters/c.txt"):
+    for name in (
+        "my.txt",
+        "opening.txt",
+        "code.py",
+        "notes/a.md",
+        "letters/1/b.txt",
+        "letters/c.txt",
+    ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{name}: {text}")
     (tmp_path / "poems.csv").write_text("poem\n" + "A lamp and a wall.\n" * 40)
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "A lamp", "completion": " a wall"}\n' * 40)
-    for folder in ("gpt2", "gpt2-large", "gpt2-xl", "runs/first", "runs/my-gpt2", "SOURCE"):
+    for folder in (
+        "gpt2",
+        "distilgpt2",
+        "gpt2-large",
+        "gpt2-xl",
+        "runs/first",
+        "runs/my-gpt2",
+        "SOURCE",
+    ):
         tiny_folder(tmp_path / folder)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINIGPT2_CACHE", str(tmp_path / "cache"))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from transformers import (
     GenerationConfig,
     MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -19,10 +20,11 @@ from transformers import (
 
 from hf_models import reference, token_ids
 from minigpt2.errors import InputError
-from minigpt2.options import SamplingConfig
 from minigpt2.sampling import (
+    SamplingConfig,
     draw,
     min_p,
+    no_repeat_ngram,
     probabilities,
     repetition_penalty,
     row_generator,
@@ -55,15 +57,11 @@ def logit_rows(draw_from, values=(tied, ordinary, extreme)):
 
 
 def ids_for(logits, data):
-    """Ids (B, 5), perhaps with repeats, and the same as marks (B, V)."""
+    """Ids (B, 5), perhaps with repeats, as a tensor and as lists."""
     n_rows, n_vocab = logits.shape
     row = st.lists(st.integers(0, n_vocab - 1), min_size=5, max_size=5)
     ids = torch.tensor(data.draw(st.lists(row, min_size=n_rows, max_size=n_rows)))
-    return ids, marks(ids, n_vocab)
-
-
-def marks(ids, n_vocab):
-    return torch.zeros(len(ids), n_vocab, dtype=torch.bool).scatter(1, ids, True)
+    return ids, ids.tolist()
 
 
 def kept(logits):
@@ -95,9 +93,9 @@ def test_min_p_is_that_of_transformers(logits, p):
 @quick
 @given(logit_rows(), penalties, st.data())
 def test_repetition_penalty_is_that_of_transformers(logits, penalty, data):
-    ids, seen = ids_for(logits, data)
+    ids, texts = ids_for(logits, data)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits)
-    assert torch.equal(repetition_penalty(logits, seen, penalty), expected)
+    assert torch.equal(repetition_penalty(logits, texts, penalty), expected)
 
 
 @quick
@@ -115,14 +113,14 @@ def test_temperature_gives_the_probabilities_of_transformers(logits, t):
     penalties, st.data(),
 )  # fmt: skip
 def test_the_chain_gives_the_probabilities_of_transformers(logits, t, k, p, share, penalty, data):
-    ids, seen = ids_for(logits, data)
+    ids, texts = ids_for(logits, data)
     config = SamplingConfig(
         temperature=t, top_k=k, top_p=p, min_p=share, repetition_penalty=penalty
     )
     assume(config.top_k != 1 and config.top_p != 0)  # ties: greedy here, a draw in transformers
     expected, nearest = chain_of_transformers(logits.double(), ids, config)
     assume(nearest > 1e-9)  # on the border, the last bit of a division decides
-    close(probabilities(logits.double(), config, seen), expected)
+    close(probabilities(logits.double(), config, texts), expected)
 
 
 def chain_of_transformers(logits, ids, config):
@@ -162,7 +160,7 @@ def test_at_full_vocabulary_the_kept_tokens_are_those_of_transformers(values):
     logits = 4 * torch.randn(3, 50257, generator=generator, dtype=torch.float64)
     ids, config = token_ids(50257, 3, 11), SamplingConfig(**values)
     expected, _ = chain_of_transformers(logits, ids, config)
-    found = probabilities(logits, config, marks(ids, 50257))
+    found = probabilities(logits, config, ids.tolist())
     assert torch.equal(found > 0, expected > 0)
     assert 1 < int((found > 0).sum(-1).min()) <= int((found > 0).sum(-1).max()) < 50257
     close(found, expected)
@@ -185,8 +183,8 @@ def test_the_order_of_the_filters_is_that_of_transformers_generate(hf_folder):
     config = SamplingConfig(**values, min_p=0.05)
     assert len(output.logits) == 9
     for n_new, (logits, scores) in enumerate(zip(output.logits, output.scores)):
-        seen = marks(output.sequences[:, : 7 + n_new], 257)
-        found = probabilities(logits, config, seen)
+        texts = output.sequences[:, : 7 + n_new].tolist()
+        found = probabilities(logits, config, texts)
         assert torch.equal(found > 0, scores > -INF)
         torch.testing.assert_close(found, scores.softmax(-1), atol=1e-5, rtol=0)
 
@@ -229,9 +227,9 @@ def test_what_top_k_leaves_is_made_a_distribution_before_top_p():
 
 def test_repetition_penalty_divides_what_is_positive_and_multiplies_what_is_not():
     logits = torch.tensor([[0.1, -0.1, 0.3, 0, 0.2, 0.4], [0.4, 0.1, 0.2, 0, 0.3, -0.1]])
-    seen = marks(torch.tensor([[0, 1], [5, 0]]), 6)
+    texts = [[0, 1], [5, 0]]
     expected = torch.tensor([[0.05, -0.2, 0.3, 0, 0.2, 0.4], [0.2, 0.1, 0.2, 0, 0.3, -0.2]])
-    torch.testing.assert_close(repetition_penalty(logits, seen, 2.0), expected)
+    torch.testing.assert_close(repetition_penalty(logits, texts, 2.0), expected)
 
 
 def test_without_marks_there_is_no_repetition_penalty():
@@ -277,11 +275,12 @@ def test_a_filter_leaves_its_input_alone_and_a_token_in_every_row(name, data):
 @quick
 @given(logit_rows((tied, ordinary)), penalties, st.data())
 def test_repetition_penalty_leaves_its_input_alone(logits, penalty, data):
-    seen = ids_for(logits, data)[1]
-    before = logits.clone(), seen.clone()
-    after = repetition_penalty(logits, seen, penalty)
-    assert torch.equal(logits, before[0]) and torch.equal(seen, before[1])
-    assert torch.equal(after[~seen], logits[~seen])
+    ids, texts = ids_for(logits, data)
+    before = logits.clone()
+    after = repetition_penalty(logits, texts, penalty)
+    assert torch.equal(logits, before) and texts == ids.tolist()
+    unseen = torch.ones_like(logits, dtype=torch.bool).scatter(1, ids, False)
+    assert torch.equal(after[unseen], logits[unseen])
     assert ((after <= logits) if penalty >= 1 else (after >= logits)).all()
 
 
@@ -307,18 +306,18 @@ def test_a_repetition_penalty_of_one_is_the_identity(logits, data):
 
 def test_neutral_settings_are_softmax():
     logits = token_ids(97, 3, 31).float() / 7
-    seen = torch.ones(3, 31, dtype=torch.bool)
-    assert torch.equal(probabilities(logits, SamplingConfig(), seen), logits.softmax(-1))
+    texts = [list(range(31))] * 3
+    assert torch.equal(probabilities(logits, SamplingConfig(), texts), logits.softmax(-1))
 
 
 @quick
 @given(logit_rows((tied, ordinary, st.just(-INF))), temperatures, shares, shares, st.data())
 def test_probabilities_are_distributions_and_leave_their_input_alone(logits, t, p, share, data):
-    seen = ids_for(logits, data)[1]
-    before = logits.clone(), seen.clone()
+    ids, texts = ids_for(logits, data)
+    before = logits.clone()
     config = SamplingConfig(temperature=t, top_k=3, top_p=p, min_p=share, repetition_penalty=1.5)
-    probs = probabilities(logits, config, seen)
-    assert torch.equal(logits, before[0]) and torch.equal(seen, before[1])
+    probs = probabilities(logits, config, texts)
+    assert torch.equal(logits, before) and texts == ids.tolist()
     torch.testing.assert_close(probs.sum(-1), torch.ones(len(logits)))
     assert (probs >= 0).all() and not probs[logits == -INF].any()
 
@@ -341,9 +340,66 @@ def test_greedy_settings_are_one_hot_at_the_first_of_the_likeliest(config):
 
 
 def test_the_repetition_penalty_counts_when_greedy_too():
-    logits, seen = torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([[True, False, False]])
-    config = SamplingConfig(temperature=0, repetition_penalty=2)
-    assert probabilities(logits, config, seen).tolist() == [one_hot(1, 3)]
+    logits, config = (
+        torch.tensor([[3.0, 2.0, 1.0]]),
+        SamplingConfig(temperature=0, repetition_penalty=2),
+    )
+    assert probabilities(logits, config, [[0]]).tolist() == [one_hot(1, 3)]
+
+
+# few different tokens, so that sequences repeat
+loops = st.lists(st.integers(0, 2), max_size=14)
+
+
+@quick
+@given(logit_rows((tied, ordinary)), st.lists(loops, min_size=3, max_size=3), st.integers(1, 4))
+def test_no_repeat_ngram_is_that_of_transformers(logits, texts, n):
+    assume(logits.shape[1] > 3)  # one token is always left
+    texts = texts[: len(logits)]
+    for row, text in zip(logits, texts):
+        expected = NoRepeatNGramLogitsProcessor(n)(
+            torch.tensor([text], dtype=torch.int64), row[None]
+        )
+        before = row.clone()
+        assert torch.equal(no_repeat_ngram(row[None], [text], n), expected)
+        assert torch.equal(row, before)
+    together = no_repeat_ngram(logits, texts, n)
+    for row, one, text in zip(together, logits, texts):
+        assert torch.equal(row, no_repeat_ngram(one[None], [text], n)[0])
+
+
+@pytest.mark.parametrize(("n", "dropped"), [(1, {1, 2, 3}), (2, {2, 3}), (3, {3}), (4, set())])
+def test_an_ngram_that_was_there_does_not_come_again(n, dropped):
+    logits = torch.zeros(1, 5)
+    after = no_repeat_ngram(logits, [[1, 2, 1, 3, 2, 1]], n)
+    expected = {1: {1, 2, 3}, 2: {2, 3}, 3: {3}, 4: set()}[n]
+    assert {v for v in range(5) if after[0, v] == -INF} == expected == dropped
+
+
+def test_where_every_ngram_was_there_the_row_stays_as_it_was():
+    logits = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    after = no_repeat_ngram(logits, [[0, 1], [0]], 1)
+    assert after.tolist() == [[1.0, 2.0], [-INF, 4.0]]
+
+
+@pytest.mark.parametrize("t", [0, 0.7])
+def test_banned_tokens_and_repeated_ngrams_never_come(t):
+    logits = torch.tensor([[5.0, 4.0, 3.0, 2.0]] * 2)
+    banned = torch.tensor([[True, False, False, False], [False, False, True, False]])
+    config = SamplingConfig(temperature=t, no_repeat_ngram=2)
+    probs = probabilities(logits, config, [[3, 1, 3], [2, 0, 2]], banned)
+    expected = [[2, 3], [1, 3]] if t else [[2], [1]]
+    assert [[v for v in range(4) if row[v] > 0] for row in probs] == expected
+
+
+def test_certain_rows_use_up_one_number_like_the_others():
+    # or a row would go on differently beside one that has a choice
+    certain, open_ = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.3, 0.3, 0.4])
+    alone, beside = row_generator(1, 0), row_generator(1, 0)
+    assert draw(certain[None], [alone]).tolist() == [1]
+    assert draw(torch.stack((certain, open_)), [beside, row_generator(1, 1)])[0] == 1
+    assert torch.equal(alone.get_state(), beside.get_state())
+    assert not torch.equal(alone.get_state(), row_generator(1, 0).get_state())
 
 
 @pytest.mark.parametrize("t", [1e-3, 1e-8, 1e-38, 1e-45, 1e-46, 1e-300, 5e-324])
@@ -362,7 +418,7 @@ def test_a_tiny_temperature_is_greedy(t):
 def test_extreme_penalties_are_refused_or_give_a_distribution(values, sign):
     logits = sign * torch.tensor([[1.0, 3.0, 2.0]])
     with contextlib.suppress(InputError):
-        probs = probabilities(logits, SamplingConfig(**values), torch.ones(1, 3, dtype=torch.bool))
+        probs = probabilities(logits, SamplingConfig(**values), [[0, 1, 2]])
         assert math.isclose(float(probs.sum()), 1, rel_tol=1e-6)
 
 

@@ -1,0 +1,104 @@
+"""Where prompts come from: a flag, stdin, a file that is one, a file of many, a person."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import InputError, NotFoundError
+from .files import cache_folder
+from .options import SampleOptions, unescape
+
+HISTORY = 1000  # prompts that are remembered
+
+
+def read_prompts(options: SampleOptions) -> list[str]:
+    """The prompts that the flags name; none where they are to be asked for.
+
+    Raises NotFoundError or InputError for files that are missing or no prompts.
+    """
+    if options.interactive:
+        return []
+    if options.prompts_file is not None:
+        return _many(Path(options.prompts_file))
+    if options.prompt_file is not None:
+        return [_text(Path(options.prompt_file), "--prompt-file")]
+    if options.prompt == "-":
+        return [_decoded(sys.stdin.buffer.read(), "stdin")]
+    assert options.prompt is not None
+    return [options.prompt]
+
+
+def _many(path: Path) -> list[str]:
+    lines = _text(path, "--prompts-file").splitlines()
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise InputError(f"{path} holds no prompt: write one a line")
+    if path.suffix != ".jsonl":
+        return [unescape(line) for _, line in numbered]
+    return [_field(line, f"{path}, line {number}") for number, line in numbered]
+
+
+def _field(line: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as problem:
+        raise InputError(f"{where} is no JSON: {problem}") from problem
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+        raise InputError(f'{where} has no text in a field prompt: write {{"prompt": "..."}}')
+    return row["prompt"]
+
+
+def _text(path: Path, flag: str) -> str:
+    if not path.is_file():
+        raise NotFoundError(f"{flag} {path} does not exist or is no file")
+    return _decoded(path.read_bytes(), str(path))
+
+
+def _decoded(data: bytes, where: str) -> str:
+    """UTF-8 bytes as text, without a leading BOM."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise InputError(
+            f"{where} is not UTF-8 at byte {problem.start}: convert it with iconv"
+        ) from problem
+
+
+def asked() -> Iterator[str]:
+    """Ask for prompts until Ctrl-D; Ctrl-C takes back what was typed."""
+    with _history():
+        while True:
+            try:
+                yield input("> ")
+            except KeyboardInterrupt:
+                print()
+            except EOFError:
+                print()
+                return
+
+
+@contextlib.contextmanager
+def _history() -> Iterator[None]:
+    """Line editing at the prompt, and the prompts of earlier times, where Python and the terminal
+    have them; only the user can read their file.
+    """
+    try:
+        import readline
+    except ImportError:
+        yield
+        return
+    path = cache_folder("history")
+    with contextlib.suppress(OSError):
+        readline.read_history_file(path)
+    readline.set_history_length(HISTORY)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            readline.write_history_file(path)
