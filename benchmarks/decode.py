@@ -1,0 +1,546 @@
+"""Measures greedy decoding next to peers, in turns: python benchmarks/decode.py
+
+Every variant is a process of its own that loads the same weights once and then waits for its turns:
+one round of all variants, then the next, so that what else the machine does meets all alike. Prints
+a Markdown table. tok/s counts the new tokens of all rows after the first one, so without the time
+that the prompt takes; "with prompt" all new tokens, over all of the time. ms/token is the time from
+one token of a row to its next, GB/s the bytes of the matrices, which each such step reads once,
+over that time. A ratio is the median of the rounds' ratios of tok/s: above 1, the variant is
+faster. "start" lasts from the start of the process to its first token, and "peak" is the most
+resident memory of the process, Python included (on CUDA: of torch's tensors).
+
+transformers and CTranslate2 are peers of this benchmark: pip install transformers ctranslate2
+"""
+
+# No heavy import at the top: what a process imports counts for its start.
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from minigpt2.errors import InputError
+
+if TYPE_CHECKING:
+    from minigpt2.model import GPT2, GPT2Config
+
+FEW = 8  # tokens that are timed where each costs a pass over the whole text, and untimed to warm up
+SETTLE = 0.3  # seconds between turns: OpenMP's threads may spin for 0.2 after their last work
+SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}  # bytes of a weight
+CTRANSLATE2 = {  # its variants by their precision
+    "float32": "ctranslate2",
+    "int8": "ctranslate2-int8",
+    "float16": "ctranslate2-float16",
+}
+EVERYWHERE = {"cpu": "float32", "cuda": "float32"}
+PEERS = ("transformers", "ctranslate2")
+SERVE = "--serve"  # how this script starts itself
+HEADER = (
+    "| variant | batch | tok/s | with prompt | ms/token | GB/s | first token, s | to hf "
+    "| to ctranslate2 | to nanogpt | start, s | peak, MB |"
+)
+
+Result = TypeVar("Result")
+Rows = list[list[int]]
+Run = Callable[[Rows, int], Rows]  # the ids of every row, and how many to add -> the added ids
+Loader = Callable[[str, str, str], Run]  # a model folder, a device, a precision
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """Measure greedy decoding next to peers, and print a Markdown table."""
+
+    model: str | None = None
+    """Folder or Hub id of the model. Otherwise a 124M one with random weights is made."""
+    prompt: int = 32
+    """Tokens of each prompt."""
+    new: int = 128
+    """Tokens added to each prompt."""
+    batch: tuple[int, ...] = (1, 8)
+    """Prompts at once."""
+    rounds: int = 3
+    """Measurements of each variant."""
+    threads: int = 2
+    """Threads of each variant."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    only: tuple[str, ...] = ()
+    """Only these variants."""
+    out: str | None = None
+    """Also write what is printed to this file."""
+    json: bool = False
+    """Print every measurement as JSON instead of the table."""
+    debug: bool = False
+    """Show the full traceback of an error."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("prompt", 1), ("new", 2), ("rounds", 1), ("threads", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"--{name} is {getattr(self, name)}, allowed is {least} or more")
+        if not self.batch or min(self.batch) < 1:
+            raise InputError(f"--batch is {self.batch}, allowed are numbers from 1")
+        if self.device not in EVERYWHERE:
+            raise InputError(f"--device is {self.device!r}, allowed are cpu and cuda")
+        known = [name for name in VARIANTS if self.device in VARIANTS[name].precisions]
+        if unknown := set(self.only).difference(known):
+            raise InputError(f"--only is {min(unknown)!r}, known there are {', '.join(known)}")
+
+    @property
+    def variants(self) -> list[str]:
+        """The names of those to measure, in the order of the table."""
+        wanted = self.only or VARIANTS
+        return [n for n in VARIANTS if n in wanted and self.device in VARIANTS[n].precisions]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to decode, and the precision of its weights on each device that it is for."""
+
+    load: Loader
+    precisions: dict[str, str] = field(default_factory=lambda: EVERYWHERE)
+    converted: bool = False  # it reads CTranslate2's own format
+    cached: bool = True  # otherwise it reads the whole text for every token
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One round of a variant."""
+
+    first: float  # seconds to the first token
+    rest: float  # seconds for the others
+    peak: int | None  # bytes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All rounds of a variant at a batch size, or what went wrong."""
+
+    variant: str
+    precision: str
+    batch: int
+    start: float | None  # seconds
+    samples: list[Sample]
+    problem: str | None = None
+
+
+class VariantError(Exception):
+    """Why a variant cannot be measured, in one line."""
+
+
+def plain(folder: str, device: str, precision: str) -> GPT2:
+    """The model as `from_pretrained` gives it."""
+    from minigpt2.model import GPT2
+    from minigpt2.precision import DTYPES
+
+    return GPT2.from_pretrained(folder, device=device, dtype=DTYPES[precision])
+
+
+def ready(folder: str, device: str, precision: str, *, compiled: bool = False) -> GPT2:
+    """The model as `sample.py` makes it ready: packed on a CPU, recorded on a GPU."""
+    from minigpt2.loading import load
+
+    return load(folder, device=device, dtype=precision, compiled=compiled)
+
+
+def ours(make: Callable[[str, str, str], GPT2], folder: str, device: str, precision: str) -> Run:
+    """minigpt2's decoding of the model that `make` gives."""
+    from minigpt2.generate import generate
+    from minigpt2.sampling import SamplingConfig
+
+    model, greedy = make(folder, device, precision), SamplingConfig(temperature=0)
+    return lambda rows, new: generate(model, rows, max_new_tokens=new, sampling=greedy)
+
+
+def nanogpt(folder: str, device: str, precision: str) -> Run:
+    """nanoGPT's loop: the whole text is read for every token; only the last one is scored."""
+    import torch
+
+    model = plain(folder, device, precision)
+
+    @torch.no_grad()
+    def run(rows: Rows, new: int) -> Rows:
+        idx = torch.tensor(rows, device=device)
+        for _ in range(new):
+            logits = model.head(model.hidden(idx)[:, -1:])
+            idx = torch.cat((idx, logits.argmax(dim=-1)), dim=1)
+        return idx[:, -new:].tolist()
+
+    return run
+
+
+def hugging_face(folder: str, device: str, precision: str) -> Run:
+    """`generate` of transformers."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    model: Any = GPT2LMHeadModel.from_pretrained(folder, dtype=getattr(torch, precision))
+    model.to(device).eval().generation_config.eos_token_id = None  # so that no row ends early
+
+    def run(rows: Rows, new: int) -> Rows:
+        idx = torch.tensor(rows, device=device)
+        seen = torch.ones_like(idx)
+        made = model.generate(idx, attention_mask=seen, max_new_tokens=new, do_sample=False)
+        return made[:, idx.shape[1] :].tolist()
+
+    return run
+
+
+def ctranslate2(folder: str, device: str, precision: str) -> Run:
+    """CTranslate2's generator, which takes tokens by name."""
+    import ctranslate2 as peer  # pyright: ignore
+
+    threads = {"inter_threads": 1, "intra_threads": int(os.environ["OMP_NUM_THREADS"])}
+    generator = peer.Generator(folder, device=device, compute_type=precision, **threads)
+    names = json.loads((Path(folder) / "vocabulary.json").read_text("utf-8"))
+
+    def run(rows: Rows, new: int) -> Rows:
+        made = generator.generate_batch(
+            [[names[id] for id in row] for row in rows],
+            beam_size=1,
+            sampling_topk=1,
+            max_length=new,
+            min_length=new,  # so that no row ends early
+            include_prompt_in_result=False,  # reads the prompt at once
+        )
+        return [row.sequences_ids[0] for row in made]
+
+    return run
+
+
+def converted(folder: str, into: str, precision: str) -> str:
+    """Write a model folder in CTranslate2's format."""
+    from ctranslate2.converters import TransformersConverter  # pyright: ignore
+
+    return TransformersConverter(folder).convert(into, quantization=precision)
+
+
+compiled = partial(ready, compiled=True)
+# One of ours is a name, a function like `plain`, and, unless they are float32, its precisions.
+VARIANTS = {
+    "nanogpt": Variant(nanogpt, cached=False),
+    "hf": Variant(hugging_face, {"cpu": "float32", "cuda": "float16"}),
+    "ctranslate2": Variant(ctranslate2, converted=True),
+    "ctranslate2-int8": Variant(ctranslate2, {"cpu": "int8", "cuda": "int8"}, converted=True),
+    "ctranslate2-float16": Variant(ctranslate2, {"cuda": "float16"}, converted=True),
+    "minigpt2": Variant(partial(ours, plain)),
+    "minigpt2-ready": Variant(partial(ours, ready)),
+    "minigpt2-ready-int8": Variant(partial(ours, ready), {"cpu": "int8", "cuda": "int8"}),
+    "minigpt2-compiled-int8": Variant(partial(ours, compiled), {"cpu": "int8", "cuda": "int8"}),
+    "minigpt2-float16": Variant(partial(ours, plain), {"cuda": "float16"}),
+    "minigpt2-ready-float16": Variant(partial(ours, ready), {"cuda": "float16"}),
+    "minigpt2-ready-bfloat16": Variant(partial(ours, ready), {"cuda": "bfloat16"}),
+    "minigpt2-compiled-float16": Variant(partial(ours, compiled), {"cuda": "float16"}),
+}
+
+
+def main(options: DecodeOptions) -> int:
+    """Measure, print the table and perhaps write it; 1 when a variant failed."""
+    # for the processes, and before torch reads it here; how threads wait is the same for all
+    os.environ |= {"OMP_NUM_THREADS": str(options.threads), "TQDM_DISABLE": "1"}
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        os.environ.pop(name, None)
+    from minigpt2.precision import pick_device
+
+    pick_device(options.device)  # which says so where it is missing
+    with tempfile.TemporaryDirectory() as work:
+        folder, config = model_folder(options.model, Path(work) / "model")
+        if options.prompt + options.new > config.block_size:
+            raise InputError(
+                f"--prompt {options.prompt} and --new {options.new} are together more than the "
+                f"{config.block_size} positions of the model"
+            )
+        about = header(options)
+        outcomes = compare(options, folder, config.vocab_size, Path(work))
+    if options.json:
+        text = json.dumps({"about": about, "outcomes": [*map(asdict, outcomes)]}, indent=1)
+    else:
+        text = "\n".join([*about, "", *table(outcomes, options.new, n_weights(config))])
+    print(text)
+    if options.out:
+        Path(options.out).write_text(text + "\n", encoding="utf-8")
+    return int(any(o.problem and not o.problem.startswith("skipped") for o in outcomes))
+
+
+def model_folder(source: str | None, made: Path) -> tuple[str, GPT2Config]:
+    """The folder of the model, `made` unless there is a source, and its shape."""
+    from minigpt2.hub import model_folder
+    from minigpt2.model import GPT2, PRESETS, GPT2Config
+    from minigpt2.tokenizer import Tokenizer
+    from minigpt2.weights import read_config
+
+    if source is None:
+        GPT2(PRESETS["gpt2"]).save_pretrained(made, tokenizer=Tokenizer.gpt2())
+    folder = made if source is None else model_folder(source)
+    return str(folder), GPT2Config.from_hf(read_config(folder))
+
+
+def n_weights(config: GPT2Config) -> int:
+    """Of the matrices that a token multiplies with."""
+    width, inner = config.n_embd, config.n_inner or 4 * config.n_embd
+    return config.n_layer * (4 * width**2 + 2 * width * inner) + config.vocab_size * width
+
+
+def header(options: DecodeOptions) -> list[str]:
+    """What was measured on what, with what."""
+    versions = [f"Python {platform.python_version()}"]
+    for package in ("torch", *PEERS):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f"{package} {metadata.version(package)}")
+    hardware, bandwidth = describe(options.device)
+    lines = [
+        f"{hardware}; {', '.join(versions)}.",
+        f"{options.threads} threads, prompt {options.prompt}, new {options.new}, rounds "
+        f"{options.rounds}: medians, and the least and the most. {bandwidth}.",
+    ]
+    if "nanogpt" in options.variants and options.new > FEW:
+        lines.append(f"nanogpt was timed for {FEW} tokens in the middle of the text.")
+    return lines
+
+
+def describe(device: str) -> tuple[str, str]:
+    """The processor or the GPU, and the most bytes that it reads or copies in a second."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    hardware, block = f"{name}, {os.cpu_count()} cores", torch.ones(2**28, device=device)  # 1 GiB
+    if device == "cpu":
+        rate = block.nbytes / min(seconds_of(block.sum, device) for _ in range(9)) / 1e9
+        return hardware, f"Summing a GiB reads {rate:.1f} GB/s"
+    copy = partial(torch.empty_like(block).copy_, block)
+    rate = 2 * block.nbytes / min(seconds_of(copy, device) for _ in range(9)) / 1e9
+    return f"{torch.cuda.get_device_name()}; {hardware}", f"Copying a GiB moves {rate:.0f} GB/s"
+
+
+def compare(options: DecodeOptions, folder: str, vocab_size: int, work: Path) -> list[Outcome]:
+    """Start every variant, and measure all in turns."""
+    with contextlib.ExitStack() as stack:
+        processes = [Process(name, options.device) for name in options.variants]
+        rows = random_rows(1, options.prompt, vocab_size)
+        for process in processes:
+            stack.callback(process.end)
+            process.attempt(partial(process.begin, folder, work, rows))
+        outcomes = []
+        for batch in options.batch:
+            rows = random_rows(batch, options.prompt + options.new, vocab_size)
+            outcomes += take_turns(processes, rows, options)
+        return outcomes
+
+
+def random_rows(n_rows: int, n_tokens: int, vocab_size: int) -> Rows:
+    """Texts, the same for every variant, without the last id: it ends a text."""
+    draw = random.Random(n_rows)
+    return [[draw.randrange(vocab_size - 1) for _ in range(n_tokens)] for _ in range(n_rows)]
+
+
+def take_turns(processes: list[Process], rows: Rows, options: DecodeOptions) -> list[Outcome]:
+    """All rounds at a batch size."""
+    samples: list[list[Sample]] = [[] for _ in processes]
+    for number in range(options.rounds):
+        for process, own in zip(processes, samples):
+            turn = partial(measure, process, rows, options.prompt, options.new, warm=number > 0)
+            sample = process.attempt(turn)
+            own += [] if sample is None else [sample]
+    return [
+        Outcome(process.name, process.precision, len(rows), process.start, own, process.problem)
+        for process, own in zip(processes, samples)
+    ]
+
+
+def measure(process: Process, rows: Rows, prompt: int, new: int, *, warm: bool) -> Sample:
+    """One turn of a variant; what it does only once at a batch size, it does before."""
+    time.sleep(SETTLE)
+    prompts = [row[:prompt] for row in rows]
+    if not warm:
+        process.call(prompts, min(FEW, new))
+    first, _ = process.call(prompts, 1)
+    if VARIANTS[process.name].cached or new <= FEW:
+        seconds, peak = process.call(prompts, new)
+        rest = seconds - first
+    else:
+        middle = prompt + (new - FEW + 1) // 2
+        seconds, peak = process.call([row[:middle] for row in rows], FEW)
+        rest = seconds / FEW * (new - 1)
+    if rest <= 0:
+        raise VariantError(f"{new} new tokens are too few to be timed")
+    return Sample(first, rest, peak)
+
+
+class Process:
+    """A variant's process. Ctrl-C does not reach it: it ends with `end`, or with its parent."""
+
+    def __init__(self, name: str, device: str) -> None:
+        self.name, self.device = name, device
+        self.precision = VARIANTS[name].precisions[device]
+        self.popen: subprocess.Popen[bytes] | None = None
+        self.start: float | None = None  # seconds
+        self.problem: str | None = None
+
+    def attempt(self, job: Callable[[], Result]) -> Result | None:
+        """What a job gives; None if it fails, or one before has failed: the others go on."""
+        if self.problem is None:
+            try:
+                return job()
+            except Exception as problem:
+                self.problem = one_line(problem)
+                print(f"{self.name}: {self.problem}", file=sys.stderr)
+        return None
+
+    def begin(self, folder: str, work: Path, rows: Rows) -> None:
+        """Start, and wait for the first token."""
+        if VARIANTS[self.name].converted:
+            folder = converted(folder, str(work / self.name), self.precision)
+        began = time.perf_counter()
+        self.popen = subprocess.Popen(
+            [sys.executable, __file__, SERVE, self.name, folder, self.device],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.call(rows, 1)
+        self.start = time.perf_counter() - began
+
+    def call(self, rows: Rows, new: int) -> tuple[float, int | None]:
+        """Seconds of an addition of so many tokens, and peak memory; raises VariantError."""
+        assert self.popen and self.popen.stdin and self.popen.stdout
+        with contextlib.suppress(BrokenPipeError):  # then there is no reply either
+            self.popen.stdin.write(json.dumps([rows, new]).encode() + b"\n")
+            self.popen.stdin.flush()
+        line = self.popen.stdout.readline()
+        reply = json.loads(line) if line else f"its process ended with {self.popen.wait()}"
+        if isinstance(reply, str):
+            raise VariantError(reply)
+        return reply[0], reply[1]
+
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        if self.popen:
+            self.popen.kill()
+            self.popen.communicate()
+
+
+def serve(name: str, folder: str, device: str) -> None:
+    """The process of a variant: for every line with rows and a number of new tokens, write the
+    seconds they took and the peak memory, or what went wrong.
+    """
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no reply
+    run: Run | None = None
+    for line in sys.stdin:
+        try:
+            run = run or VARIANTS[name].load(folder, device, VARIANTS[name].precisions[device])
+            rows, new = json.loads(line)
+            reply = [timed(run, rows, new, device), peak_memory(device)]
+        except Exception as problem:
+            reply = one_line(problem)
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+def timed(run: Run, rows: Rows, new: int, device: str) -> float:
+    """Seconds of a call; raises VariantError when it adds too few tokens, or too many."""
+    added: Rows = []
+    seconds = seconds_of(lambda: added.extend(run(rows, new)), device)
+    if [len(row) for row in added] != [new] * len(rows):
+        raise VariantError(f"added {[len(row) for row in added]} tokens instead of {new} to each")
+    return seconds
+
+
+def seconds_of(call: Callable[[], object], device: str) -> float:
+    """How long a call takes, with what it leaves the GPU to do."""
+    torch = sys.modules.get("torch") if device == "cuda" else None
+    wait = torch.cuda.synchronize if torch else lambda: None  # CTranslate2 waits by itself
+    wait()
+    began = time.perf_counter()
+    call()
+    wait()
+    return time.perf_counter() - began
+
+
+def peak_memory(device: str) -> int | None:
+    """The most bytes that this process has had; None where nobody counts them."""
+    if device == "cuda":
+        torch = sys.modules.get("torch")
+        return torch.cuda.max_memory_allocated() if torch else None
+    with contextlib.suppress(OSError):  # not getrusage: it starts from what the parent had
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def one_line(problem: Exception) -> str:
+    """What went wrong, as a cell of the table."""
+    if isinstance(problem, ModuleNotFoundError) and problem.name in PEERS:
+        return f"skipped: {problem.name} is not installed"
+    kind = "" if isinstance(problem, VariantError) else f"{type(problem).__name__}: "
+    return kind + " ".join(str(problem).split())[:200]
+
+
+def table(outcomes: list[Outcome], new: int, weights: int) -> list[str]:
+    """A Markdown table with a row for each outcome; so many weights are read for each token."""
+    n_columns = HEADER.count("|") - 1
+    lines = [HEADER, "| --- |" + " ---: |" * (n_columns - 1)]
+    for outcome in outcomes:
+        if outcome.problem:
+            content = [outcome.problem.replace("|", r"\|")] + [""] * (n_columns - 3)
+        else:
+            peers = {other.variant: other for other in outcomes if other.batch == outcome.batch}
+            content = figures(outcome, peers, new, weights * SIZES[outcome.precision])
+        lines.append(f"| {' | '.join([outcome.variant, str(outcome.batch), *content])} |")
+    return lines
+
+
+def figures(outcome: Outcome, peers: dict[str, Outcome], new: int, size: int) -> list[str]:
+    """A row from its third column; each step reads `size` bytes of weights."""
+    batch, samples = outcome.batch, outcome.samples
+    steps = [sample.rest / (new - 1) for sample in samples]
+    peaks = [sample.peak for sample in samples if sample.peak is not None]
+    compared = ("hf", CTRANSLATE2.get(outcome.precision, ""), "nanogpt")
+    return [
+        spread([batch / step for step in steps]),
+        spread([batch * new / (sample.first + sample.rest) for sample in samples]),
+        spread([1000 * step for step in steps]),
+        f"{size / median(steps) / 1e9:.1f}",
+        spread([sample.first for sample in samples], 3),
+        *(ratio(outcome, peers.get(name)) for name in compared),
+        "" if outcome.start is None else f"{outcome.start:.2f}",
+        f"{max(peaks) / 1e6:.0f}" if peaks else "",
+    ]
+
+
+def ratio(outcome: Outcome, peer: Outcome | None) -> str:
+    """How many times as fast as the peer, after the first token: the median of the rounds."""
+    if peer is None or peer.problem:
+        return ""
+    pairs = zip(outcome.samples, peer.samples)
+    return f"{median(theirs.rest / own.rest for own, theirs in pairs):.2f}"
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """The median, and the least and the most."""
+    least, most = min(values), max(values)
+    return f"{median(values):.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [SERVE]:
+        serve(*sys.argv[2:])
+    else:
+        from minigpt2.console import run_script
+
+        sys.exit(run_script(main, DecodeOptions))
