@@ -174,9 +174,10 @@ class Tally:
     ) -> Sequence[Guess]:
         """What the drafter proposes."""
         for row, text in zip(rows, texts):
-            if row in self._lengths:
+            grown = len(text) - self._lengths.get(row, len(text))
+            if grown > 0:  # otherwise it is another text
                 self.checks += 1
-                self.tokens += len(text) - self._lengths[row]
+                self.tokens += grown
             self._lengths[row] = len(text)
         return self._drafter.propose(rows, texts, limit)
 

@@ -394,13 +394,14 @@ def _sample(job: Job) -> tuple[str, str]:
     tokens = job.corpus.train if job.corpus.val is None else job.corpus.val
     start = [int(id) for id in tokens.tokens[:PROMPT_TOKENS] if id != job.tokenizer.eot]
     prompt = job.tokenizer.decode(start)
+    room = job.model.config.block_size + 1 - max(1, len(start))  # the last token is not read
     # texts of growing length would be compiled again and again
     with torch.compiler.set_stance("force_eager"):
         (sample,) = complete(
             job.model,
             job.tokenizer,
             [prompt],
-            max_new_tokens=SAMPLE_TOKENS,
+            max_new_tokens=min(SAMPLE_TOKENS, max(1, room)),
             sampling=SAMPLE,
             seed=job.plan.seed,
         )

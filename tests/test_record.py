@@ -135,7 +135,7 @@ def test_thinned_curves_keep_ends_extremes_and_order(values, at_most):
     kept = thinned(points, at_most)
     assert set(kept) <= set(points)
     assert kept == sorted(kept, key=lambda point: point[0])
-    assert len(kept) <= at_most + 2
+    assert len(kept) <= at_most + 4  # a stretch too short, and both ends
     if len(points) <= at_most:
         assert kept == points
     else:

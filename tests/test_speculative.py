@@ -85,6 +85,9 @@ def test_a_check_brings_the_right_guesses_and_one_token_more(good):
     ids = generate(MODEL, rows, max_new_tokens=21, sampling=GREEDY, drafter=tally)
     assert ids == expected
     assert tally.tokens == tally.checks * (good + 1) > 0
+    before = tally.tokens
+    generate(MODEL, rows, max_new_tokens=21, sampling=GREEDY, drafter=tally)  # and once more
+    assert tally.tokens == tally.checks * (good + 1) == 2 * before
 
 
 def test_stop_ids_and_limits_hold_inside_a_guess():
