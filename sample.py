@@ -43,8 +43,8 @@ def main(options: SampleOptions) -> int:
         write_samples(model, tokenizer, prompts, options, drafter)
     else:
         write_stream(model, tokenizer, prompts[0], options, drafter)
-    if drafter is not None and drafter.checks:
-        logger.info("tokens per reading: %.2f", drafter.tokens / drafter.checks)
+    if drafter is not None and drafter.readings:
+        logger.info("tokens per reading: %.2f", drafter.tokens / drafter.readings)
     return 0
 
 

@@ -2,8 +2,8 @@
 
 From each file a beginning is taken as the prompt, and the model goes on from there, greedily and
 with temperature 0.8: plainly, and with guesses from what was written before, in turns. With --draft
-a smaller model guesses, too. Prints a Markdown table: tokens that each check of the guesses
-brought, and how many times as fast as plain decoding the same number of tokens came.
+a smaller model guesses, too. Prints a Markdown table: tokens that each reading brought
+with its guesses, and how many times as fast as plain decoding the same number of tokens came.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> int:
         drafters[options.draft] = lambda sampling: ModelDrafter(
             small, sampling, [row_generator(-1, 0)], vocab_size=tokenizer.vocab_size
         )
-    print("| text | temperature | guesses | tokens a check | next to plain |")
+    print("| text | temperature | guesses | tokens a reading | next to plain |")
     print("| --- | ---: | --- | ---: | ---: |")
     for path in options.files:
         prompt = tokenizer.encode(path.read_text("utf-8"))[: options.prompt]
@@ -61,7 +61,7 @@ def main() -> int:
                     / seconds(model, prompt, options.new, sampling, tally)
                     for _ in range(options.rounds)
                 ]
-                brought = f"{tally.tokens / max(1, tally.checks):.2f}"
+                brought = f"{tally.tokens / max(1, tally.readings):.2f}"
                 speed = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
                 print(f"| {path.name} | {temperature} | {name} | {brought} | {speed} |", flush=True)
     return 0

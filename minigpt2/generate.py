@@ -183,11 +183,11 @@ def _guess(
     drafter: Drafter | None, rows: list[_Row], cache: KVCache, max_new_tokens: int
 ) -> Sequence[Guess]:
     """What may follow each row: no more than fits behind the newest token, and can be used."""
+    if drafter is None:
+        return [NOTHING] * len(rows)
     room = cache.capacity - 1 - int(cache.lengths.max())
     limit = min(room, max_new_tokens - 1 - min(len(row.new()) for row in rows))
-    if drafter is None or limit < 1:
-        return [NOTHING] * len(rows)
-    return drafter.propose([row.number for row in rows], [row.text for row in rows], limit)
+    return drafter.propose([row.number for row in rows], [row.text for row in rows], max(0, limit))
 
 
 def _read_newest(model: GPT2, rows: list[_Row], guesses: Sequence[Guess], cache: KVCache) -> Tensor:

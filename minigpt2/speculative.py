@@ -162,12 +162,12 @@ class ModelDrafter:
 
 
 class Tally:
-    """A drafter that counts how many tokens every check of its guesses has brought."""
+    """A drafter that counts how many tokens each reading brings with its guesses."""
 
     def __init__(self, drafter: Drafter) -> None:
         self._drafter = drafter
         self._lengths: dict[int, int] = {}
-        self.checks = self.tokens = 0
+        self.readings = self.tokens = 0
 
     def propose(
         self, rows: Sequence[int], texts: Sequence[list[int]], limit: int
@@ -176,7 +176,7 @@ class Tally:
         for row, text in zip(rows, texts):
             grown = len(text) - self._lengths.get(row, len(text))
             if grown > 0:  # otherwise it is another text
-                self.checks += 1
+                self.readings += 1
                 self.tokens += grown
             self._lengths[row] = len(text)
         return self._drafter.propose(rows, texts, limit)

@@ -84,10 +84,10 @@ def test_a_check_brings_the_right_guesses_and_one_token_more(good):
     tally = Tally(Oracle([rows[0] + expected[0]], good))
     ids = generate(MODEL, rows, max_new_tokens=21, sampling=GREEDY, drafter=tally)
     assert ids == expected
-    assert tally.tokens == tally.checks * (good + 1) > 0
+    assert tally.tokens == tally.readings * (good + 1) > 0
     before = tally.tokens
     generate(MODEL, rows, max_new_tokens=21, sampling=GREEDY, drafter=tally)  # and once more
-    assert tally.tokens == tally.checks * (good + 1) == 2 * before
+    assert tally.tokens == tally.readings * (good + 1) == 2 * before
 
 
 def test_stop_ids_and_limits_hold_inside_a_guess():
@@ -164,7 +164,7 @@ def test_texts_come_as_often_as_in_plain_decoding(kind, sampling):
     counts = dict.fromkeys(probs, 0)
     for row in rows:
         counts[tuple(row)] += 1
-    assert tally.checks < tally.tokens < tally.checks * 2  # some guesses fall, some stay
+    assert tally.readings < tally.tokens < tally.readings * 2  # some guesses fall, some stay
     expected = torch.tensor(list(probs.values()), dtype=torch.float64)
     assert chi_square(torch.tensor(list(counts.values())).double(), expected) > 1e-3
 
