@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt2.console import explain, printable, run_script
 from minigpt2.errors import InputError
-from minigpt2.options import SampleOptions
+from minigpt2.options import SampleOptions, unescape
 from minigpt2.prompts import asked, read_prompts
 
 if TYPE_CHECKING:
@@ -80,8 +80,12 @@ def make_drafter(options: SampleOptions, tokenizer: Tokenizer) -> Tally | None:
 
 def decoding(options: SampleOptions) -> dict[str, Any]:
     """The flags that `complete` and `stream_text` share."""
-    names = ("max_new_tokens", "sampling", "seed", "stop", "ban", "finish_sentence")
-    return {name: getattr(options, name) for name in names}
+    names = ("max_new_tokens", "sampling", "seed", "finish_sentence")
+    texts = {"stop": options.stop, "ban": options.ban}
+    return {
+        **{name: getattr(options, name) for name in names},
+        **{name: [unescape(text) for text in given] for name, given in texts.items()},
+    }
 
 
 def write_stream(

@@ -13,6 +13,7 @@ Letters: B rows, C n_embd.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from .cache import KVCache
 from .model import GPT2
 
+logger = logging.getLogger(__name__)
 ROOM = 256  # slots
 WARM_UPS = 3  # runs before recording, in which kernels are chosen and memory is found
 
@@ -38,6 +40,7 @@ class FixedReading:
         if compiled:
             self._read = torch.compile(self._run, dynamic=False)
         self._keys: Tensor | None = None  # of the cache that was recorded
+        self._records = True  # while that works
 
     def __call__(
         self, idx: Tensor, cache: KVCache | None = None, documents: Tensor | None = None
@@ -46,24 +49,34 @@ class FixedReading:
         if cache is None or idx.shape[1] != 1 or torch.is_grad_enabled():
             return self._plain(idx, cache, documents)
         positions = cache.positions(1)
-        if idx.device.type != "cuda":
-            x = self._read(idx, positions, cache)
-        else:
-            if self._keys is not cache.keys:
-                self._record(idx, positions, cache)
-            self._idx.copy_(idx)
-            self._positions.copy_(positions)
-            self._graph.replay()
-            x = self._x.clone()  # (B, 1, C)
+        recorded = idx.device.type == "cuda" and self._records
+        x = (self._replayed if recorded else self._read)(idx, positions, cache)
         cache.advance(1)
         return x
+
+    def _replayed(self, idx: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+        """The recorded reading; run as it is, with a notice, from the first time that recording
+        fails.
+        """
+        if self._keys is not cache.keys:
+            try:
+                self._record(idx, positions, cache)
+            except RuntimeError as problem:
+                reason = next(iter(str(problem).splitlines()), type(problem).__name__)
+                logger.warning("no CUDA graph can be recorded (%s): going on without", reason)
+                self._records = False
+                return self._read(idx, positions, cache)
+        self._idx.copy_(idx)
+        self._positions.copy_(positions)
+        self._graph.replay()
+        return self._x.clone()  # (B, 1, C)
 
     def _run(self, idx: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
         mask, layers = cache.all_slots(positions)
         return self._model.read(idx, positions, mask, layers)
 
     def _record(self, idx: Tensor, positions: Tensor, cache: KVCache) -> None:
-        self._idx, self._positions, self._keys = idx.clone(), positions.clone(), cache.keys
+        self._idx, self._positions, self._keys = idx.clone(), positions.clone(), None
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # what these write is written again by the first replay
@@ -73,6 +86,7 @@ class FixedReading:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._x = self._read(self._idx, self._positions, cache)
+        self._keys = cache.keys
 
 
 def fix_shapes(model: GPT2, *, compiled: bool = False) -> None:

@@ -278,9 +278,9 @@ class SampleOptions:
     seed: int = 1337
     """The same seed gives the same text on the same machine."""
     stop: tuple[str, ...] = ()
-    """End before any of these texts."""
+    """End before any of these texts; \\n and \\t are understood."""
     ban: tuple[str, ...] = ()
-    """Never write any of these texts."""
+    """Never write any of these texts; \\n and \\t are understood."""
     json: bool = False
     """Print one JSON object per sample: text, token ids, log-probabilities, reason for stopping."""
     guess: int = 0
@@ -309,6 +309,11 @@ class SampleOptions:
         if sum(place is not None for place in places) + self.interactive != 1:
             raise InputError(
                 "give exactly one of --prompt, --prompt-file, --prompts-file and --interactive"
+            )
+        if self.interactive and (self.json or self.num_samples > 1):
+            raise InputError(
+                "--interactive writes one answer a prompt, as text: leave out --json and "
+                "--num-samples"
             )
         _check(self, "max_new_tokens", self.max_new_tokens >= 0, "0 or more")
         _check(self, "num_samples", self.num_samples >= 1, "1 or more")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,8 @@ def read_prompts(options: SampleOptions) -> list[str]:
 
 
 def _many(path: Path) -> list[str]:
-    lines = _text(path, "--prompts-file").splitlines()
+    # not splitlines: it also cuts at form feeds and U+2028, which may stand in a prompt
+    lines = re.split(r"\r?\n", _text(path, "--prompts-file"))
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:
         raise InputError(f"{path} holds no prompt: write one a line")

@@ -157,11 +157,11 @@ def probabilities(
     (B, V) bool marks tokens that must not come.
     """
     logits = logits if logits.element_size() >= 4 else logits.float()
+    if banned is not None:  # first, so that no_repeat_ngram sees what would be left
+        logits = logits.masked_fill(banned, float("-inf"))
     if texts is not None:
         logits = repetition_penalty(logits, texts, config.repetition_penalty)
         logits = no_repeat_ngram(logits, texts, config.no_repeat_ngram)
-    if banned is not None:
-        logits = logits.masked_fill(banned, float("-inf"))
     if config.temperature == 0 or config.top_k == 1 or config.top_p == 0:
         return logits.new_zeros(logits.shape).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1)
     logits = temperature(logits, config.temperature)

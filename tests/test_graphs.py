@@ -101,6 +101,24 @@ def test_a_compiled_reading_says_the_same(rounded, monkeypatch):
     torch._dynamo.reset()
 
 
+def test_where_no_graph_can_be_recorded_the_reading_is_run_as_it_is(monkeypatch, caplog):
+    _, model = two_models()
+    fix_shapes(model)
+    reading, cache, idx = model.hidden, model.make_cache(1), torch.tensor([[5]])
+
+    def fails(*_):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(reading, "_record", fails)
+    positions = cache.positions(1)
+    with torch.no_grad():
+        x = reading._replayed(idx, positions, cache)
+        assert torch.equal(x, reading._run(idx, positions, cache))
+    assert reading._records is False
+    (record,) = caplog.records
+    assert "when stream is capturing): going on without" in record.getMessage()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_recorded_reading_says_the_same_on_cuda():
     plain, fixed = (model.cuda() for model in two_models())

@@ -110,13 +110,18 @@ def test_temperature_gives_the_probabilities_of_transformers(logits, t):
 @settings(deadline=None, max_examples=400)
 @given(
     logit_rows(), temperatures, st.integers(0, 15), st.one_of(shares, st.just(1.0)), shares,
-    penalties, st.data(),
+    penalties, st.integers(0, 3), st.data(),
 )  # fmt: skip
-def test_the_chain_gives_the_probabilities_of_transformers(logits, t, k, p, share, penalty, data):
+def test_the_chain_gives_the_probabilities_of_transformers(
+    logits, t, k, p, share, penalty, n, data
+):
     ids, texts = ids_for(logits, data)
     config = SamplingConfig(
-        temperature=t, top_k=k, top_p=p, min_p=share, repetition_penalty=penalty
+        temperature=t, top_k=k, top_p=p, min_p=share, repetition_penalty=penalty, no_repeat_ngram=n
     )
+    if n:  # where nothing is left theirs has no answer
+        left = NoRepeatNGramLogitsProcessor(n)(ids, logits)
+        assume(left.isfinite().any(-1).all())
     assume(config.top_k != 1 and config.top_p != 0)  # ties: greedy here, a draw in transformers
     expected, nearest = chain_of_transformers(logits.double(), ids, config)
     assume(nearest > 1e-9)  # on the border, the last bit of a division decides
@@ -127,6 +132,8 @@ def chain_of_transformers(logits, ids, config):
     """Their probabilities, and how near a token is to the border of top-p or min-p."""
     nearest = 1.0
     logits = RepetitionPenaltyLogitsProcessor(config.repetition_penalty)(ids, logits)
+    if config.no_repeat_ngram > 0:
+        logits = NoRepeatNGramLogitsProcessor(config.no_repeat_ngram)(ids, logits)
     logits = TemperatureLogitsWarper(config.temperature)(ids, logits)
     if config.top_k > 0:
         logits = TopKLogitsWarper(config.top_k)(ids, logits)
@@ -151,7 +158,7 @@ def close(actual, expected):
         {"temperature": 0.8, "top_p": 0.95},
         {"temperature": 1.3, "top_k": 40},
         {"top_k": 300, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.3},
-        {"temperature": 0.7, "min_p": 0.05},
+        {"temperature": 0.7, "min_p": 0.05, "no_repeat_ngram": 1},
     ],
     ids=str,
 )
@@ -176,11 +183,12 @@ def test_the_order_of_the_filters_is_that_of_transformers_generate(hf_folder):
             prompt,
             attention_mask=torch.ones_like(prompt),
             generation_config=GenerationConfig(
-                **values, min_p=0.05, do_sample=True, max_new_tokens=9, pad_token_id=256,
-                output_scores=True, output_logits=True, return_dict_in_generate=True,
+                **values, no_repeat_ngram_size=1, min_p=0.05, do_sample=True, max_new_tokens=9,
+                pad_token_id=256, output_scores=True, output_logits=True,
+                return_dict_in_generate=True,
             ),
         )  # fmt: skip
-    config = SamplingConfig(**values, min_p=0.05)
+    config = SamplingConfig(**values, no_repeat_ngram=1, min_p=0.05)
     assert len(output.logits) == 9
     for n_new, (logits, scores) in enumerate(zip(output.logits, output.scores)):
         texts = output.sequences[:, : 7 + n_new].tolist()
@@ -380,6 +388,16 @@ def test_where_every_ngram_was_there_the_row_stays_as_it_was():
     logits = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     after = no_repeat_ngram(logits, [[0, 1], [0]], 1)
     assert after.tolist() == [[1.0, 2.0], [-INF, 4.0]]
+
+
+@pytest.mark.parametrize("t", [0, 0.7])
+def test_where_bans_and_ngrams_leave_nothing_together_the_bans_stay(t):
+    logits = torch.tensor([[5.0, 4.0, 3.0, -INF], [5.0, 4.0, 3.0, -INF]])
+    banned = torch.tensor([[True, False, False, False], [False, False, False, False]])
+    config = SamplingConfig(temperature=t, no_repeat_ngram=1)
+    probs = probabilities(logits, config, [[1, 2], [0, 1]], banned)
+    assert [[v for v in range(4) if row[v] > 0] for row in probs] == [[1, 2] if t else [1], [2]]
+    close(probs.sum(-1), torch.ones(2))
 
 
 @pytest.mark.parametrize("t", [0, 0.7])
