@@ -17,7 +17,7 @@ from minigpt2.prompts import asked, read_prompts
 if TYPE_CHECKING:
     from minigpt2.generate import Completion
     from minigpt2.model import GPT2
-    from minigpt2.speculative import Drafter, Tally
+    from minigpt2.speculative import Tally
     from minigpt2.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -36,46 +36,78 @@ def main(options: SampleOptions) -> int:
     )
     tokenizer = Tokenizer.from_pretrained(options.model)
     check_fits(tokenizer, model)
-    drafter = make_drafter(options, tokenizer)
+    drafters = Drafters(options, tokenizer)
     if options.interactive:
-        converse(model, tokenizer, options, drafter)
+        converse(model, tokenizer, options, drafters)
     elif options.json or len(prompts) * options.num_samples > 1:
-        write_samples(model, tokenizer, prompts, options, drafter)
+        write_samples(model, tokenizer, prompts, options, drafters)
     else:
-        write_stream(model, tokenizer, prompts[0], options, drafter)
-    if drafter is not None and drafter.readings:
-        logger.info("tokens per reading: %.2f", drafter.tokens / drafter.readings)
+        write_stream(model, tokenizer, prompts[0], options, drafters)
+    if drafters.readings:
+        logger.info("tokens per reading: %.2f", drafters.tokens / drafters.readings)
     return 0
 
 
-def make_drafter(options: SampleOptions, tokenizer: Tokenizer) -> Tally | None:
-    """Whoever guesses ahead, and counts; None for --guess 0 without --draft."""
-    from minigpt2.speculative import DRAFT_GUESSES, ModelDrafter, NGramDrafter, Tally
+class Drafters:
+    """Whoever guesses ahead, one for each text: what a sample is does not depend on others."""
 
-    if options.draft is None:
-        return Tally(NGramDrafter(options.guess)) if options.guess else None
-    from minigpt2.loading import load
-    from minigpt2.sampling import row_generator
-    from minigpt2.tokenizer import Tokenizer
+    def __init__(self, options: SampleOptions, tokenizer: Tokenizer) -> None:
+        """Loads the model of --draft. Raises InputError when it has other tokens."""
+        self._options, self._vocab_size = options, tokenizer.vocab_size
+        self._small: GPT2 | None = None
+        self._made: list[Tally] = []
+        if options.draft is None:
+            return
+        from minigpt2.loading import load
+        from minigpt2.tokenizer import Tokenizer
 
-    if not Tokenizer.from_pretrained(options.draft).same_tokens(tokenizer):
-        raise InputError(
-            f"--draft {options.draft} has other tokens than --model {options.model}: "
-            "use a model with the same tokenizer"
+        if not Tokenizer.from_pretrained(options.draft).same_tokens(tokenizer):
+            raise InputError(
+                f"--draft {options.draft} has other tokens than --model {options.model}: "
+                "use a model with the same tokenizer"
+            )
+        self._small = load(
+            options.draft, device=options.device, dtype=options.dtype, compiled=options.compile
         )
-    small = load(
-        options.draft, device=options.device, dtype=options.dtype, compiled=options.compile
-    )
-    # streams of their own: what is checked must not be drawn with the numbers that check it
-    generators = [row_generator(~options.seed, row) for row in range(AT_ONCE)]
-    drafter: Drafter = ModelDrafter(
-        small,
-        options.sampling,
-        generators,
-        n_guesses=options.guess or DRAFT_GUESSES,
-        vocab_size=tokenizer.vocab_size,
-    )
-    return Tally(drafter)
+
+    @property
+    def at_once(self) -> int:
+        """How many texts to decode together: how far one is guessed would depend on the others."""
+        return 1 if self._small or self._options.guess else AT_ONCE
+
+    @property
+    def readings(self) -> int:
+        """In which the model checked guesses."""
+        return sum(tally.readings for tally in self._made)
+
+    @property
+    def tokens(self) -> int:
+        """That these readings brought."""
+        return sum(tally.tokens for tally in self._made)
+
+    def of(self, row: int) -> Tally | None:
+        """A drafter for a text with the random numbers of this row; None without --guess and
+        --draft.
+        """
+        from minigpt2.sampling import row_generator
+        from minigpt2.speculative import DRAFT_GUESSES, Drafter, ModelDrafter, NGramDrafter, Tally
+
+        options = self._options
+        if self._small is not None:
+            # a stream of its own: guesses must not be drawn with the numbers that check them
+            drafter: Drafter = ModelDrafter(
+                self._small,
+                options.sampling,
+                [row_generator(~options.seed, row)],
+                n_guesses=options.guess or DRAFT_GUESSES,
+                vocab_size=self._vocab_size,
+            )
+        elif options.guess:
+            drafter = NGramDrafter(options.guess)
+        else:
+            return None
+        self._made.append(Tally(drafter))
+        return self._made[-1]
 
 
 def decoding(options: SampleOptions) -> dict[str, Any]:
@@ -93,7 +125,7 @@ def write_stream(
     tokenizer: Tokenizer,
     prompt: str,
     options: SampleOptions,
-    drafter: Drafter | None,
+    drafters: Drafters,
     row: int = 0,
 ) -> None:
     """Write the prompt and its continuation as it grows; after Ctrl-C what was written stays, and
@@ -101,10 +133,10 @@ def write_stream(
     """
     from minigpt2.generate import stream_text
 
-    how = decoding(options)
+    how = {**decoding(options), "row": row, "drafter": drafters.of(row)}
     write(prompt)
     try:
-        for piece in stream_text(model, tokenizer, prompt, row=row, drafter=drafter, **how):
+        for piece in stream_text(model, tokenizer, prompt, **how):
             write(piece)
     finally:
         write("\n")
@@ -115,7 +147,7 @@ def write_samples(
     tokenizer: Tokenizer,
     prompts: list[str],
     options: SampleOptions,
-    drafter: Drafter | None,
+    drafters: Drafters,
 ) -> None:
     """Write --num-samples continuations of every prompt in order, as text under a heading each or
     as one JSON object each. Sample k of a prompt does not depend on what else is sampled.
@@ -125,13 +157,13 @@ def write_samples(
 
     rows = ((p, k) for p in range(len(prompts)) for k in range(options.num_samples))
     with TokenBar(len(prompts) * options.num_samples, options.max_new_tokens) as bar:
-        while batch := list(islice(rows, AT_ONCE)):
+        while batch := list(islice(rows, drafters.at_once)):
             completions = complete(
                 model,
                 tokenizer,
                 [prompts[p] for p, _ in batch],
                 rows=[k for _, k in batch],
-                drafter=drafter,
+                drafter=drafters.of(batch[0][1]),
                 on_tokens=bar.update,
                 **decoding(options),
             )
@@ -152,15 +184,13 @@ def write_sample(
     write(f"{prompts[p]}{completion.text}\n")
 
 
-def converse(
-    model: GPT2, tokenizer: Tokenizer, options: SampleOptions, drafter: Drafter | None
-) -> None:
+def converse(model: GPT2, tokenizer: Tokenizer, options: SampleOptions, drafters: Drafters) -> None:
     """Ask for a prompt, continue it, and so on until Ctrl-D; Ctrl-C ends an answer only. The same
     prompt gets another answer when it is asked again.
     """
     for number, prompt in zip(count(), asked()):
         try:
-            write_stream(model, tokenizer, prompt, options, drafter, row=number)
+            write_stream(model, tokenizer, prompt, options, drafters, row=number)
         except KeyboardInterrupt:
             continue
         except InputError as problem:

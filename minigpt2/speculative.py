@@ -151,9 +151,10 @@ class ModelDrafter:
     def _guess(self, row: int, text: list[int], n: int) -> Guess:
         ids: list[int] = []
         probs: list[Tensor] = []
-        reader = self._readers.setdefault(row, _Reader(self._model))
+        if row not in self._readers:
+            self._readers[row] = _Reader(self._model)
         for _ in range(n):
-            logits = reader.logits(text + ids)
+            logits = self._readers[row].logits(text + ids)
             if self._vocab_size is not None:
                 logits[:, self._vocab_size :] = float("-inf")
             probs.append(probabilities(logits, self._sampling, [text + ids])[0])

@@ -207,6 +207,27 @@ def test_guessing_ahead_writes_the_same_greedy_text_and_says_what_it_brought(cap
         assert float(found) > 4  # it drafts for itself: all stays
 
 
+@pytest.mark.parametrize("more", [["--guess", 5], ["--draft"]], ids=str)
+def test_sample_k_of_a_prompt_is_the_same_beside_others_when_guessing_too(
+    capsys, model, tmp_path, more
+):
+    other = GPT2.from_pretrained(model)
+    with torch.no_grad():
+        other.h[0].mlp.c_proj.weight.add_(0.3)
+    other.save_pretrained(tmp_path / "other", Tokenizer.from_pretrained(model))
+    more = [*more, tmp_path / "other"] if more == ["--draft"] else more
+    path = tmp_path / "prompts.txt"
+    path.write_text("The The\nA lamp A lamp\n")
+    flags = ["--json", "--max-new-tokens", 40, *more]
+    together = rows(sample(capsys, model, "--prompts-file", path, "--num-samples", 3, *flags))
+    for p, prompt in enumerate(path.read_text().splitlines()):
+        for n in (1, 2):
+            alone = rows(sample(capsys, model, "--prompt", prompt, "--num-samples", n, *flags))
+            assert [row["ids"] for row in alone] == [
+                row["ids"] for row in together[3 * p : 3 * p + n]
+            ]
+
+
 def test_a_draft_with_other_tokens_is_refused(capsys, model, tmp_path):
     other = tiny_folder(tmp_path / "other", vocab_size=290)
     result = sample(capsys, model, "--prompt", "x", "--draft", other)

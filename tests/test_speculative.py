@@ -255,6 +255,24 @@ def test_a_model_drafter_guesses_what_its_model_says_wherever_the_text_goes():
         assert len(guess.ids) == 3 and guess.probs.shape == (3, 257)
 
 
+def test_a_model_drafter_reads_only_what_is_new(monkeypatch):
+    shapes, caches, hidden, make_cache = [], [], SMALL.hidden, SMALL.make_cache
+
+    def reading(idx, cache=None):
+        shapes.append(tuple(idx.shape))
+        return hidden(idx, cache)
+
+    monkeypatch.setattr(SMALL, "hidden", reading)
+    monkeypatch.setattr(SMALL, "make_cache", lambda n: caches.append(n) or make_cache(n))
+    drafter = model_drafter(SMALL, GREEDY, n_guesses=3)
+    (guess,) = drafter.propose([0], [[5, 6, 7, 8]], 9)
+    assert shapes == [(1, 4), (1, 1), (1, 1)]
+    shapes.clear()
+    drafter.propose([0], [[5, 6, 7, 8, *guess.ids[:1], 99]], 9)  # the second guess fell
+    assert shapes == [(1, 1), (1, 1), (1, 1)]
+    assert caches == [1]
+
+
 def test_padding_of_a_vocabulary_is_not_guessed():
     padded = random_model(tie_word_embeddings=False)
     padded.lm_head.weight[200:] = padded.lm_head.weight[200:] * 0
