@@ -9,6 +9,11 @@ over that time. A ratio is the median of the rounds' ratios of tok/s: above 1, t
 faster. "start" lasts from the start of the process to its first token, and "peak" is the most
 resident memory of the process, Python included (on CUDA: of torch's tensors).
 
+Every text that was timed is compared with its plain twin before any speed is printed: the plain
+model reads the text, and at every token its best score may be above that of the token by no more
+than the rounding of the variant explains. "off by" is the most that it was, as a share of the
+largest score. A variant that writes another text has no speed, and the exit code is 1.
+
 transformers and CTranslate2 are peers of this benchmark: pip install transformers ctranslate2
 """
 
@@ -25,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -50,8 +55,10 @@ PEERS = ("transformers", "ctranslate2")
 SERVE = "--serve"  # how this script starts itself
 HEADER = (
     "| variant | batch | tok/s | with prompt | ms/token | GB/s | first token, s | to hf "
-    "| to ctranslate2 | to nanogpt | start, s | peak, MB |"
+    "| to ctranslate2 | to nanogpt | start, s | peak, MB | off by |"
 )
+# rounding of a peer, as a share of the largest score: the rows of WAYS are for ours
+TOLERANCE = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05, "int8": 0.1}
 
 Result = TypeVar("Result")
 Rows = list[list[int]]
@@ -113,6 +120,17 @@ class Variant:
     precisions: dict[str, str] = field(default_factory=lambda: EVERYWHERE)
     converted: bool = False  # it reads CTranslate2's own format
     cached: bool = True  # otherwise it reads the whole text for every token
+    ways: dict[str, str] = field(default_factory=dict)  # by device: rows of minigpt2.equivalences
+
+    def twin(self, device: str) -> tuple[str, float]:
+        """The row of the plain twin, and how far from it the texts of this variant may be."""
+        from minigpt2.equivalences import PLAIN, WAYS
+
+        row = WAYS.get(self.ways.get(device, ""))
+        if row is None:
+            return PLAIN, TOLERANCE[self.precisions[device]]
+        # two scores may each be off by the tolerance
+        return row.twin, 2 * max(row.tolerance, TOLERANCE["float32"])
 
 
 @dataclass(frozen=True)
@@ -122,6 +140,7 @@ class Sample:
     first: float  # seconds to the first token
     rest: float  # seconds for the others
     peak: int | None  # bytes
+    texts: tuple[tuple[Rows, Rows], ...] = ()  # prompts and what was added to them in that time
 
 
 @dataclass(frozen=True)
@@ -134,6 +153,7 @@ class Outcome:
     start: float | None  # seconds
     samples: list[Sample]
     problem: str | None = None
+    off: float | None = None  # from the text of its plain twin
 
 
 class VariantError(Exception):
@@ -143,14 +163,14 @@ class VariantError(Exception):
 def plain(folder: str, device: str, precision: str) -> GPT2:
     """The model as `from_pretrained` gives it."""
     from minigpt2.model import GPT2
-    from minigpt2.precision import DTYPES
+    from minigpt2.system.precision import DTYPES
 
     return GPT2.from_pretrained(folder, device=device, dtype=DTYPES[precision])
 
 
 def ready(folder: str, device: str, precision: str, *, compiled: bool = False) -> GPT2:
     """The model as `sample.py` makes it ready: packed on a CPU, recorded on a GPU."""
-    from minigpt2.loading import load
+    from minigpt2.decoding.ready import load
 
     return load(folder, device=device, dtype=precision, compiled=compiled)
 
@@ -236,9 +256,19 @@ VARIANTS = {
     "ctranslate2-int8": Variant(ctranslate2, {"cpu": "int8", "cuda": "int8"}, converted=True),
     "ctranslate2-float16": Variant(ctranslate2, {"cuda": "float16"}, converted=True),
     "minigpt2": Variant(partial(ours, plain)),
-    "minigpt2-ready": Variant(partial(ours, ready)),
-    "minigpt2-ready-int8": Variant(partial(ours, ready), {"cpu": "int8", "cuda": "int8"}),
-    "minigpt2-compiled-int8": Variant(partial(ours, compiled), {"cpu": "int8", "cuda": "int8"}),
+    "minigpt2-ready": Variant(
+        partial(ours, ready), ways={"cpu": "packed float32", "cuda": "CUDA graph"}
+    ),
+    "minigpt2-ready-int8": Variant(
+        partial(ours, ready),
+        {"cpu": "int8", "cuda": "int8"},
+        ways={"cpu": "packed int8", "cuda": "int8 on CUDA"},
+    ),
+    "minigpt2-compiled-int8": Variant(
+        partial(ours, compiled),
+        {"cpu": "int8", "cuda": "int8"},
+        ways={"cpu": "int8 kernel", "cuda": "int8 on CUDA"},
+    ),
     "minigpt2-float16": Variant(partial(ours, plain), {"cuda": "float16"}),
     "minigpt2-ready-float16": Variant(partial(ours, ready), {"cuda": "float16"}),
     "minigpt2-ready-bfloat16": Variant(partial(ours, ready), {"cuda": "bfloat16"}),
@@ -252,7 +282,7 @@ def main(options: DecodeOptions) -> int:
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "TQDM_DISABLE": "1"}
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
         os.environ.pop(name, None)
-    from minigpt2.precision import pick_device
+    from minigpt2.system.precision import pick_device
 
     pick_device(options.device)  # which says so where it is missing
     with tempfile.TemporaryDirectory() as work:
@@ -263,9 +293,10 @@ def main(options: DecodeOptions) -> int:
                 f"{config.block_size} positions of the model"
             )
         about = header(options)
-        outcomes = compare(options, folder, config.vocab_size, Path(work))
+        outcomes = compare(options, folder, config.vocab_size, Path(work), Twins(folder))
     if options.json:
-        text = json.dumps({"about": about, "outcomes": [*map(asdict, outcomes)]}, indent=1)
+        found = {"about": about, "outcomes": [*map(measured, outcomes)]}
+        text = json.dumps(found, indent=1, allow_nan=False)
     else:
         text = "\n".join([*about, "", *table(outcomes, options.new, n_weights(config))])
     print(text)
@@ -276,15 +307,31 @@ def main(options: DecodeOptions) -> int:
 
 def model_folder(source: str | None, made: Path) -> tuple[str, GPT2Config]:
     """The folder of the model, `made` unless there is a source, and its shape."""
-    from minigpt2.hub import model_folder
-    from minigpt2.model import GPT2, PRESETS, GPT2Config
+    from minigpt2.formats.hugging_face import read_config
+    from minigpt2.hub.folders import model_folder
+    from minigpt2.model import PRESETS, GPT2Config
     from minigpt2.tokenizer import Tokenizer
-    from minigpt2.weights import read_config
 
     if source is None:
-        GPT2(PRESETS["gpt2"]).save_pretrained(made, tokenizer=Tokenizer.gpt2())
+        randomised(PRESETS["gpt2"]).save_pretrained(made, tokenizer=Tokenizer.gpt2())
     folder = made if source is None else model_folder(source)
     return str(folder), GPT2Config.from_hf(read_config(folder))
+
+
+def randomised(config: GPT2Config) -> GPT2:
+    """A model in which every parameter matters, so that a mistake in any changes the text: GPT-2's
+    start has biases of 0, and says next what it has read last.
+    """
+    import torch
+
+    from minigpt2.model import GPT2
+
+    random = torch.Generator().manual_seed(2)
+    model = GPT2(config, generator=random)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.04 * torch.randn(parameter.shape, generator=random))
+    return model
 
 
 def n_weights(config: GPT2Config) -> int:
@@ -327,8 +374,41 @@ def describe(device: str) -> tuple[str, str]:
     return f"{torch.cuda.get_device_name()}; {hardware}", f"Copying a GiB moves {rate:.0f} GB/s"
 
 
-def compare(options: DecodeOptions, folder: str, vocab_size: int, work: Path) -> list[Outcome]:
-    """Start every variant, and measure all in turns."""
+class Twins:
+    """The plain models that texts are compared with, on the CPU."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder, self._models = folder, {}
+
+    def off(self, twin: str, samples: list[Sample]) -> float:
+        """How far the texts of the samples are from those of a plain model (see `shortfall`)."""
+        from minigpt2.evaluation.agreement import shortfall
+
+        if twin not in self._models:
+            self._models[twin] = self._load(twin)
+        different = {
+            (tuple(prompt), tuple(added))
+            for sample in samples
+            for prompts, texts in sample.texts
+            for prompt, added in zip(prompts, texts)
+        }
+        return max(shortfall(self._models[twin], *text) for text in different)
+
+    def _load(self, twin: str) -> GPT2:
+        from minigpt2.decoding.int8 import quantize
+        from minigpt2.equivalences import PLAIN
+
+        assert twin in (PLAIN, "int8"), twin
+        model = plain(self._folder, "cpu", "float32")
+        if twin == "int8":
+            quantize(model)
+        return model
+
+
+def compare(
+    options: DecodeOptions, folder: str, vocab_size: int, work: Path, twins: Twins
+) -> list[Outcome]:
+    """Start every variant, measure all in turns, and compare what they wrote."""
     with contextlib.ExitStack() as stack:
         processes = [Process(name, options.device) for name in options.variants]
         rows = random_rows(1, options.prompt, vocab_size)
@@ -338,8 +418,22 @@ def compare(options: DecodeOptions, folder: str, vocab_size: int, work: Path) ->
         outcomes = []
         for batch in options.batch:
             rows = random_rows(batch, options.prompt + options.new, vocab_size)
-            outcomes += take_turns(processes, rows, options)
+            timed = take_turns(processes, rows, options)
+            outcomes += [judged(outcome, twins, options.device) for outcome in timed]
         return outcomes
+
+
+def judged(outcome: Outcome, twins: Twins, device: str) -> Outcome:
+    """The outcome with how far its texts are off, and no speed if they are those of no twin."""
+    if outcome.problem:
+        return outcome
+    twin, most = VARIANTS[outcome.variant].twin(device)
+    off = twins.off(twin, outcome.samples)
+    if off <= most:
+        return replace(outcome, off=off)
+    problem = f"writes another text than its plain twin: off by {off:.2g}, allowed is {most:.2g}"
+    print(f"{outcome.variant}: {problem}", file=sys.stderr)
+    return replace(outcome, problem=problem, off=off)
 
 
 def random_rows(n_rows: int, n_tokens: int, vocab_size: int) -> Rows:
@@ -368,17 +462,19 @@ def measure(process: Process, rows: Rows, prompt: int, new: int, *, warm: bool) 
     prompts = [row[:prompt] for row in rows]
     if not warm:
         process.call(prompts, min(FEW, new))
-    first, _ = process.call(prompts, 1)
+    first, _, one = process.call(prompts, 1)
     if VARIANTS[process.name].cached or new <= FEW:
-        seconds, peak = process.call(prompts, new)
+        texts = prompts
+        seconds, peak, added = process.call(prompts, new)
         rest = seconds - first
     else:
         middle = prompt + (new - FEW + 1) // 2
-        seconds, peak = process.call([row[:middle] for row in rows], FEW)
+        texts = [row[:middle] for row in rows]
+        seconds, peak, added = process.call(texts, FEW)
         rest = seconds / FEW * (new - 1)
     if rest <= 0:
         raise VariantError(f"{new} new tokens are too few to be timed")
-    return Sample(first, rest, peak)
+    return Sample(first, rest, peak, ((prompts, one), (texts, added)))
 
 
 class Process:
@@ -415,17 +511,19 @@ class Process:
         self.call(rows, 1)
         self.start = time.perf_counter() - began
 
-    def call(self, rows: Rows, new: int) -> tuple[float, int | None]:
-        """Seconds of an addition of so many tokens, and peak memory; raises VariantError."""
+    def call(self, rows: Rows, new: int) -> tuple[float, int | None, Rows]:
+        """Seconds of an addition of so many tokens, peak memory, and the tokens; raises
+        VariantError.
+        """
         assert self.popen and self.popen.stdin and self.popen.stdout
         with contextlib.suppress(BrokenPipeError):  # then there is no reply either
-            self.popen.stdin.write(json.dumps([rows, new]).encode() + b"\n")
+            self.popen.stdin.write(json.dumps([rows, new], allow_nan=False).encode() + b"\n")
             self.popen.stdin.flush()
         line = self.popen.stdout.readline()
         reply = json.loads(line) if line else f"its process ended with {self.popen.wait()}"
         if isinstance(reply, str):
             raise VariantError(reply)
-        return reply[0], reply[1]
+        return reply[0], reply[1], reply[2]
 
     def end(self) -> None:
         """End the process, whatever it does."""
@@ -436,7 +534,7 @@ class Process:
 
 def serve(name: str, folder: str, device: str) -> None:
     """The process of a variant: for every line with rows and a number of new tokens, write the
-    seconds they took and the peak memory, or what went wrong.
+    seconds they took, the peak memory and the tokens, or what went wrong.
     """
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no reply
@@ -445,19 +543,20 @@ def serve(name: str, folder: str, device: str) -> None:
         try:
             run = run or VARIANTS[name].load(folder, device, VARIANTS[name].precisions[device])
             rows, new = json.loads(line)
-            reply = [timed(run, rows, new, device), peak_memory(device)]
+            seconds, added = timed(run, rows, new, device)
+            reply = [seconds, peak_memory(device), added]
         except Exception as problem:
             reply = one_line(problem)
-        print(json.dumps(reply), file=replies, flush=True)
+        print(json.dumps(reply, allow_nan=False), file=replies, flush=True)
 
 
-def timed(run: Run, rows: Rows, new: int, device: str) -> float:
-    """Seconds of a call; raises VariantError when it adds too few tokens, or too many."""
+def timed(run: Run, rows: Rows, new: int, device: str) -> tuple[float, Rows]:
+    """Seconds of a call, and what it added; raises VariantError for too few tokens, or too many."""
     added: Rows = []
     seconds = seconds_of(lambda: added.extend(run(rows, new)), device)
     if [len(row) for row in added] != [new] * len(rows):
         raise VariantError(f"added {[len(row) for row in added]} tokens instead of {new} to each")
-    return seconds
+    return seconds, added
 
 
 def seconds_of(call: Callable[[], object], device: str) -> float:
@@ -491,6 +590,11 @@ def one_line(problem: Exception) -> str:
     return kind + " ".join(str(problem).split())[:200]
 
 
+def measured(outcome: Outcome) -> dict:
+    """An outcome for JSON, without the texts."""
+    return asdict(replace(outcome, samples=[replace(s, texts=()) for s in outcome.samples]))
+
+
 def table(outcomes: list[Outcome], new: int, weights: int) -> list[str]:
     """A Markdown table with a row for each outcome; so many weights are read for each token."""
     n_columns = HEADER.count("|") - 1
@@ -520,6 +624,7 @@ def figures(outcome: Outcome, peers: dict[str, Outcome], new: int, size: int) ->
         *(ratio(outcome, peers.get(name)) for name in compared),
         "" if outcome.start is None else f"{outcome.start:.2f}",
         f"{max(peaks) / 1e6:.0f}" if peaks else "",
+        "" if outcome.off is None else f"{outcome.off:.1e}",
     ]
 
 
@@ -541,6 +646,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == [SERVE]:
         serve(*sys.argv[2:])
     else:
-        from minigpt2.console import run_script
+        from minigpt2.cli.console import run_script
 
         sys.exit(run_script(main, DecodeOptions))

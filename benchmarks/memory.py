@@ -19,14 +19,15 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from minigpt2 import memory
-from minigpt2.blocks import prepare_blocks
-from minigpt2.evaluate import Scorer
+from minigpt2.evaluation.scorer import Scorer
 from minigpt2.lora import add_lora
 from minigpt2.model import GPT2, PRESETS
-from minigpt2.optim import make_optimizer
-from minigpt2.precision import DTYPES, Precision, pick_device
-from minigpt2.training import train_step
+from minigpt2.system.memory import memory_budget, peak_memory
+from minigpt2.system.precision import DTYPES, Precision, pick_device
+from minigpt2.training.blocks import prepare_blocks
+from minigpt2.training.forecast import FIXED, GB, MemoryForecast, forecast_memory
+from minigpt2.training.optimizer import make_optimizer
+from minigpt2.training.step import train_step
 
 N_STEPS = 4  # the heap has grown to its size after three
 MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}
@@ -93,8 +94,8 @@ def main() -> int:
         need = forecast(case, device)
         expected = need.total
         if options.mapped:
-            expected += memory.FIXED[device.type] - need.overhead
-        if expected > memory.budget(device):
+            expected += FIXED[device.type] - need.overhead
+        if expected > memory_budget(device):
             row = f"| {case} | {gigabytes(expected)} | does not fit | |"
         else:
             peak = peak_of(case, device, MAPPED if options.mapped else {})
@@ -105,10 +106,10 @@ def main() -> int:
     return 1 if broken else 0
 
 
-def forecast(case: Case, device: torch.device) -> memory.MemoryForecast:
-    """What `minigpt2.memory` says of a case."""
+def forecast(case: Case, device: torch.device) -> MemoryForecast:
+    """What `minigpt2.training.forecast` says of a case."""
     model = skeleton(case)
-    return memory.forecast(
+    return forecast_memory(
         model.config,
         micro_batch_size=case.rows,
         block_size=case.block_size,
@@ -143,7 +144,7 @@ def peak_of(case: Case, device: torch.device, environment: dict[str, str]) -> in
         "--device",
         str(device),
         "--case",
-        json.dumps(asdict(case)),
+        json.dumps(asdict(case), allow_nan=False),
     ]
     done = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
@@ -152,7 +153,9 @@ def peak_of(case: Case, device: torch.device, environment: dict[str, str]) -> in
 
 
 def measure(case: Case, device: torch.device) -> int:
-    """Train for a few steps, and say how many bytes that took at most."""
+    """Train for a few steps, and say how many bytes that took at most. Raises MemoryError where
+    fewer rows fit than the case has.
+    """
     model = prepared(case, GPT2(PRESETS[case.preset])).to(device).train()
     precision = Precision(device, DTYPES[case.dtype])
     shape = case.rows, case.block_size
@@ -160,7 +163,7 @@ def measure(case: Case, device: torch.device) -> int:
     optimizer = make_optimizer(model, learning_rate=1e-4, weight_decay=0.1)
     idx = torch.randint(model.config.vocab_size, (case.n_parts * case.rows, case.block_size))
     for seed in range(N_STEPS):
-        train_step(
+        stats = train_step(
             Scorer(model),
             (idx, idx),
             optimizer,
@@ -170,12 +173,14 @@ def measure(case: Case, device: torch.device) -> int:
             grad_clip=1.0,
             seed=seed,
         )
-    return memory.peak(device)
+        if stats.micro_batch_size < case.rows:  # it was halved, and is another case
+            raise MemoryError(f"{stats.micro_batch_size} of {case.rows} rows fitted at once")
+    return peak_memory(device)
 
 
 def gigabytes(size: int | None) -> str:
     """10^9 bytes, as a person reads them."""
-    return "broke" if size is None else f"{size / memory.GB:.2f}"
+    return "broke" if size is None else f"{size / GB:.2f}"
 
 
 if __name__ == "__main__":

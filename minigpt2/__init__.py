@@ -9,42 +9,59 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .errors import InputError, NotFoundError
-    from .generate import complete, generate, stream_text
-    from .loading import load
+    from .cache import KVCache
+    from .decoding.drafters import ModelDrafter, NGramDrafter
+    from .decoding.ready import load
+    from .decoding.text import Completion, complete, stream_text
+    from .errors import InputError, NotFoundError, OptionError
+    from .generate import generate
+    from .lora import LoRAConfig, LoRALinear, add_lora, load_adapter, save_adapter
     from .model import GPT2, PRESETS, GPT2Config
-    from .options import TrainConfig
-    from .sampling import SamplingConfig
+    from .sampling import Drafter, Guess, SamplingConfig
     from .tokenizer import Tokenizer
+    from .training.options import TrainConfig
 
 __version__ = "0.1.0"
 __all__ = [
     "GPT2",
     "PRESETS",
+    "Completion",
+    "Drafter",
     "GPT2Config",
+    "Guess",
     "InputError",
+    "KVCache",
+    "LoRAConfig",
+    "LoRALinear",
+    "ModelDrafter",
+    "NGramDrafter",
     "NotFoundError",
+    "OptionError",
     "SamplingConfig",
     "Tokenizer",
     "TrainConfig",
+    "add_lora",
     "complete",
     "generate",
     "load",
+    "load_adapter",
+    "save_adapter",
     "stream_text",
 ]
 
 _HOMES = {
-    "InputError": "errors",
-    "NotFoundError": "errors",
-    "complete": "generate",
+    "KVCache": "cache",
+    **dict.fromkeys(("InputError", "NotFoundError", "OptionError"), "errors"),
+    **dict.fromkeys(("ModelDrafter", "NGramDrafter"), "decoding.drafters"),
+    "load": "decoding.ready",
+    **dict.fromkeys(("Completion", "complete", "stream_text"), "decoding.text"),
     "generate": "generate",
-    "stream_text": "generate",
-    "load": "loading",
-    "PRESETS": "model",
-    "GPT2": "model",
-    "GPT2Config": "model",
-    "SamplingConfig": "sampling",
-    "TrainConfig": "options",
+    **dict.fromkeys(
+        ("LoRAConfig", "LoRALinear", "add_lora", "load_adapter", "save_adapter"), "lora"
+    ),
+    **dict.fromkeys(("PRESETS", "GPT2", "GPT2Config"), "model"),
+    **dict.fromkeys(("Drafter", "Guess", "SamplingConfig"), "sampling"),
+    "TrainConfig": "training.options",
     "Tokenizer": "tokenizer",
 }
 

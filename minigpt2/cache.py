@@ -1,12 +1,11 @@
-"""Keys and values of the tokens seen so far, so that a new token costs one position of work and not
-all of them.
+"""Keys and values of the tokens so far: a new token costs the work of one position, not of all.
 
 A cache belongs to whoever made it (`model.make_cache`), never to the model: two texts can share one
 model. It knows rows, slots and lengths, nothing of tokens. Row b's token at position p lies in slot
 p, and the vector `lengths` alone decides where the next tokens go, which position they get and what
 they may look at. So a first prompt, a single new token, rows of different length and the check of
-several guessed tokens are all the same call. No gradient flows through a cache: use it for
-reading, not for training.
+several draft tokens are all the same call. No gradient flows through a cache: use it for decoding,
+not for training.
 
 Letters: B rows, T tokens in this call, S slots in use, H heads, D head size, L layers.
 """
@@ -92,8 +91,9 @@ class KVCache:
         """Which slots each new token may look at: itself and those before it, (B, 1, T, S), True is
         visible.
 
-        None for the two cases that attention knows by itself and computes faster without: a first
-        reading (T = S, causal), and one new token in rows of equal length (all is visible).
+        None for the two cases that attention knows by itself and computes faster without: the
+        prefill of empty rows (T = S, causal), and a decode step of one token in rows of equal
+        length (all is visible).
         """
         longest, n_tokens = int(self.lengths.max()), positions.shape[1]
         if longest == 0 or (n_tokens == 1 and int(self.lengths.min()) == longest):
@@ -117,11 +117,11 @@ class KVCache:
 
     def advance(self, n_tokens: int) -> None:
         """Count T more tokens in every row, once all layers have written them."""
-        self.lengths += n_tokens
+        self.lengths += n_tokens  # in place: rows of this cache (`row`) see it too
 
     def truncate(self, lengths: Sequence[int]) -> None:
-        """Forget all but the first lengths[b] tokens of row b: padding, or guesses that were
-        wrong.
+        """Forget all but the first lengths[b] tokens of row b: padding, or draft tokens that were
+        not accepted.
         """
         shorter = torch.tensor(lengths, dtype=torch.int64)
         assert bool((shorter <= self.lengths).all()), "a cache can be shortened, not grown"

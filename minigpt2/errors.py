@@ -11,3 +11,15 @@ class InputError(ValueError):
 
 class NotFoundError(InputError, FileNotFoundError):
     """A file, a folder, a model or a revision that was named does not exist."""
+
+
+class OptionError(InputError):
+    """An option has a value that is not allowed.
+
+    The text calls options by the names that they have in Python; those of `names` are flags where
+    they came from a command line, and `options.in_flags` writes them so.
+    """
+
+    def __init__(self, text: str, *names: str) -> None:
+        super().__init__(text)
+        self.names = names

@@ -7,6 +7,7 @@ gradient of what they came from. Knows vectors and targets, nothing of models.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -35,6 +36,13 @@ def summed_loss(
     exact = torch.promote_types(x.dtype, torch.float32)
     scale = torch.as_tensor(scale, dtype=exact, device=x.device)
     return _SummedLoss.apply(x.flatten(0, -2), weight, targets.flatten(), scale, most)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss): how many equally likely tokens the model hesitates between; inf beyond float's
+    range.
+    """
+    return math.exp(loss) if not loss >= 700 else math.inf
 
 
 class _SummedLoss(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""GPT-2: the network, from one attention head to the whole, in the order in which it is understood.
+"""GPT-2: the network, from one attention head to the whole. Read from top to bottom.
 
 Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; openai/gpt-2 model.py.
 Modules carry the names of the published weights (wte, wpe, h.0.attn.c_attn, ...), so a weight file
@@ -11,12 +11,11 @@ size, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -24,11 +23,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from . import hub, lora, weights
+from .arguments import check_types, refuse, require, shown, whole
 from .cache import KVCache, LayerCache
-from .errors import InputError
+from .equivalences import FIXED_WAYS, ways_of
+from .errors import InputError, OptionError
+from .formats import hugging_face
+from .system.precision import as_device, as_dtype, by_name
 
 if TYPE_CHECKING:
+    from .formats.hugging_face import ModelFolder, TensorFiles
     from .tokenizer import Tokenizer
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -41,6 +44,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
 }
+# Sizes beyond which a configuration is a mistake, said before anything is built. The deepest
+# transformers that were trained have 1,000 layers (DeepNet, arXiv:2203.00555); 2^40 parameters
+# would take 4 TB in float32, 700 times as much as the largest GPT-2.
+MOST_LAYERS, MOST_PARAMETERS = 1024, 2**40
 
 
 @dataclass(frozen=True)
@@ -68,45 +75,72 @@ class GPT2Config:
     tie_word_embeddings: bool = True
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("vocab_size", "block_size", "n_embd", "n_layer", "n_head", "n_inner"):
             value = getattr(self, name)
-            if value is not None and not 1 <= value < 2**31:
-                raise InputError(f"{name} is {value}, allowed is 1 or more (and below 2^31)")
+            ok = value is None or 1 <= value < 2**31
+            require(name, value, ok, "1 or more (and below 2^31)")
+        require("n_layer", self.n_layer, self.n_layer <= MOST_LAYERS, f"1 to {MOST_LAYERS}")
+        if self.n_parameters > MOST_PARAMETERS:
+            names = ("vocab_size", "block_size", "n_embd", "n_inner")
+            sizes = {name: getattr(self, name) or 0 for name in names}
+            largest = max(sizes, key=lambda name: sizes[name])
+            raise OptionError(
+                f"{largest} is {sizes[largest]}, which makes {self.n_parameters:,} parameters, "
+                "allowed are 2^40",
+                largest,
+            )
         for name in ("layer_norm_epsilon", "initializer_range"):
-            if not 0 < getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, allowed is between 0 and 1")
+            require(name, getattr(self, name), 0 < getattr(self, name) < 1, "between 0 and 1")
         if self.n_embd % self.n_head:
-            raise InputError(f"n_head is {self.n_head}, which does not divide n_embd {self.n_embd}")
+            raise OptionError(
+                f"n_head is {self.n_head}, which does not divide n_embd {self.n_embd}", "n_head"
+            )
         if self.activation_function not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
-            raise InputError(
-                f"activation_function is {self.activation_function!r}, known are {known}"
+            raise OptionError(
+                f"activation_function is {shown(self.activation_function)}, known are {known}",
+                "activation_function",
             )
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, allowed is from 0 to below 1")
+            value = getattr(self, name)
+            require(name, value, 0 <= value < 1, "from 0 to below 1")
 
     @property
     def head_size(self) -> int:
         """D: the width of one attention head."""
         return self.n_embd // self.n_head
 
+    @property
+    def block_parameters(self) -> int:
+        """How many numbers one block has."""
+        width, inner = self.n_embd, self.n_inner or 4 * self.n_embd
+        return 4 * width**2 + 2 * width * inner + 9 * width + inner
+
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers the model has; a tied head counts once."""
+        n_tables = 1 if self.tie_word_embeddings else 2
+        outside = (n_tables * self.vocab_size + self.block_size + 2) * self.n_embd
+        return outside + self.n_layer * self.block_parameters
+
     @classmethod
     def from_hf(cls, values: dict, *, where: str = "config.json") -> GPT2Config:
         """Read the dictionary of a Hugging Face config.json; InputError names `where` and the field
         at fault.
         """
-        known = weights.read_config_fields(values, cls, where)
+        known = hugging_face.read_config_fields(values, cls, where)
         try:
             return cls(**known)
-        except InputError as problem:
-            raise InputError(f"{where}: {problem}") from problem
+        except OptionError as problem:
+            name = problem.names[0]
+            complaint = str(problem).removeprefix(name)
+            raise InputError(f"{where}: {hugging_face.hf_name(name)}{complaint}") from problem
 
     def to_hf(self) -> dict:
         """The same configuration under Hugging Face's names."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
-            "n_positions" if name == "block_size" else name: value for name, value in own.items()
+            hugging_face.hf_name(field.name): getattr(self, field.name) for field in fields(self)
         }
 
 
@@ -158,15 +192,35 @@ class CausalSelfAttention(nn.Module):
         return self.resid_dropout(self.c_proj(rearrange(y, "b h t d -> b t (h d)")))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """softmax(q k^T * scale, where visible) v.
+        """softmax(q k^T * scale, where visible) v, in float32 where the config asks for it.
 
-        The (T, S) scores are never held in memory, but on the CPU with dropout.
+        q (B, H, T, D), k and v (B, H, S, D) -> (B, H, T, D).
         """
-        dtype = q.dtype
-        if self.upcast:
-            q, k, v = (part.to(torch.promote_types(dtype, torch.float32)) for part in (q, k, v))
+        if not self.upcast:
+            return self.softmax_attention(q, k, v, mask)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        with torch.autocast(q.device.type, enabled=False):  # which would cast them back
+            y = self.softmax_attention(q.to(wide), k.to(wide), v.to(wide), mask)
+        return y.to(q.dtype)
+
+    def plain_attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """What `softmax_attention` computes, written out to be read, and for tests to compare with;
+        Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1.
+        """
+        n_new, n_seen = q.shape[2], k.shape[2]  # T, S
+        if mask is None:  # each token looks at itself and those before it
+            mask = torch.ones(n_new, n_seen, dtype=torch.bool, device=q.device).tril(n_seen - n_new)
+        scores = (q * self.scale) @ k.transpose(2, 3)  # (B, H, T, S)
+        weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+        return F.dropout(weights, self.attn_pdrop, self.training) @ v  # (B, H, T, D)
+
+    def softmax_attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """`plain_attention` in one fused call, in the precision that q, k and v have.
+
+        The (T, S) scores are never held in memory, except on the CPU with dropout.
+        """
         # without a mask T = S, or T = 1: PyTorch aligns a causal mask to the upper left corner
-        y = F.scaled_dot_product_attention(
+        return F.scaled_dot_product_attention(
             q,
             k,
             v,
@@ -175,7 +229,6 @@ class CausalSelfAttention(nn.Module):
             is_causal=mask is None and q.shape[2] > 1,
             scale=self.scale,
         )
-        return y.to(dtype)
 
 
 class MLP(nn.Module):
@@ -243,6 +296,10 @@ class GPT2(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
+    if TYPE_CHECKING:  # nn.Module's own gives Any
+
+        def __call__(self, idx: Tensor, cache: KVCache | None = None) -> Tensor: ...
+
     def forward(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:
         """Scores of every next token: idx (B, T) int64 -> logits (B, T, V).
 
@@ -257,8 +314,10 @@ class GPT2(nn.Module):
 
         With `documents` (B, T), the number of each token's document in its row, rising, every
         document is read as if it stood alone: its positions begin at 0, and its tokens look at
-        nothing else. Raises InputError beyond block_size, or beyond the cache.
+        nothing else. Raises InputError beyond block_size, or beyond the cache, and for what are no
+        ids (on CUDA, ids that no embedding belongs to are torch's error).
         """
+        _check_ids(idx, cache)
         n_tokens = idx.shape[1]
         if cache is None:
             limit = self.config.block_size
@@ -273,7 +332,12 @@ class GPT2(nn.Module):
             positions = cache.positions(n_tokens)  # (B, T)
             mask = cache.mask(positions)  # (B, 1, T, S)
             layers = cache.layers(positions)
-        x = self.read(idx, positions, mask, layers)
+        try:
+            x = self.read(idx, positions, mask, layers)
+        except IndexError:  # looked at only then: to ask a GPU would mean to wait for it
+            if 0 <= int(idx.min()) <= int(idx.max()) < self.config.vocab_size:
+                raise
+            raise InputError(unknown_ids("idx", idx.flatten().tolist(), self.config)) from None
         if cache is not None:
             cache.advance(n_tokens)
         return x
@@ -305,18 +369,40 @@ class GPT2(nn.Module):
         block_size).
         """
         config = self.config
+        capacity = whole("capacity", capacity or config.block_size, least=1)
         return KVCache.empty(
             n_layer=config.n_layer,
-            batch_size=batch_size,
+            batch_size=whole("batch_size", batch_size, least=1),
             n_head=config.n_head,
-            capacity=min(capacity or config.block_size, config.block_size),
+            capacity=min(capacity, config.block_size),
             head_size=config.head_size,
-            dtype=self.ln_f.weight.dtype,  # what activations have; the embedding may be int8
+            dtype=self.ln_f.weight.dtype,  # what activations have
             device=self.ln_f.weight.device,
         )
 
+    def to(self, *args: Any, **kwargs: Any) -> GPT2:
+        """`nn.Module.to`, which takes a dtype by its name, too."""
+        named = {name: by_name(value) for name, value in kwargs.items()}
+        return super().to(*map(by_name, args), **named)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GPT2:
+        """What every move and cast comes to (to, half, cuda, ...).
+
+        Raises InputError for one that would change a model that was laid out for decoding.
+        """
+        ways = {way for chain in ways_of(self).values() for way in chain} & FIXED_WAYS
+        if ways:
+            here, there = self.ln_f.weight, fn(self.ln_f.weight)
+            if (here.device, here.dtype) != (there.device, there.dtype):
+                raise InputError(
+                    f"this model is laid out for decoding on {here.device} in {here.dtype} "
+                    f"({', '.join(sorted(ways))}): load it with the device and dtype it is to have"
+                )
+        return super()._apply(fn, recurse)
+
     def set_dropout(self, p: float) -> None:
         """Drop this share of activations while training, wherever GPT-2 has dropout."""
+        require("p", p, 0 <= p < 1, "from 0 to below 1")
         self.config = replace(self.config, embd_pdrop=p, attn_pdrop=p, resid_pdrop=p)
         for module in self.modules():
             if isinstance(module, nn.Dropout):
@@ -331,26 +417,23 @@ class GPT2(nn.Module):
         *,
         revision: str | None = None,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        mapped: bool = False,
+        dtype: torch.dtype | str | None = None,
+        deferred: bool = False,
     ) -> GPT2:
         """Load a Hub id, a Hugging Face folder or a run folder, ready to use (in evaluation mode).
 
         Float32 on the CPU unless `dtype` and `device` say otherwise, whatever the file holds. LoRA
-        adapters are folded into their base. With `mapped`, weights that need no cast stay in the
-        file until they are used: at once there, for `pack` and `quantize`, which copy them anyway.
-        Raises InputError for what is missing, left over, of the wrong shape or not supported:
-        nothing is ever ignored silently.
+        adapters are folded into their base. Files that change meanwhile are read again: a model is
+        of one moment. With `deferred`, float32 matrices of Linears on the CPU are read when they
+        are asked for: at once, by `pack` and `quantize`, inside `files.at_one_moment`. Raises
+        InputError for what is missing, left over, of the wrong shape or not supported: nothing is
+        ever ignored silently.
         """
-        folder, dtype = hub.model_folder(source, revision), dtype or torch.float32
-        if lora.is_adapter(folder):
-            wide = torch.promote_types(dtype, torch.float32)  # rounded once, after folding
-            base = cls.from_pretrained(lora.base_folder(folder), device=device, dtype=wide)
-            return lora.fold(base, folder).to(dtype)
-        mapped = mapped and dtype == torch.float32 and torch.device(device or "cpu").type == "cpu"
-        model, files = skeleton(folder, own_head=mapped)
-        weights.fill(model, files, device=device or "cpu", dtype=dtype, mapped=mapped)
-        return model.eval()
+        where, number = as_device(device or "cpu"), as_dtype(dtype or torch.float32)
+        deferred = deferred and number == torch.float32 and where.type == "cpu"
+        return hugging_face.read_model(
+            source, revision, lambda found: _read(found, where, number, deferred=deferred)
+        )
 
     def save_pretrained(self, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
         """Write a Hugging Face model folder: config.json, model.safetensors and the tokenizer's
@@ -361,40 +444,94 @@ class GPT2(nn.Module):
         with torch.device("meta"):
             names = {name for name, _ in GPT2(self.config).named_parameters()}
         if names != {name for name, _ in self.named_parameters()}:
+            ways = {way for chain in ways_of(self).values() for way in chain[-1:]}
             raise InputError(
-                "this model was changed for decoding (int8 or packed): save the one it was made of"
+                f"this model was changed ({', '.join(sorted(ways))}): save the one it was made of, "
+                "or fold its adapters first"
             )
         eot = self.config.vocab_size - 1 if tokenizer is None else tokenizer.eot
-        weights.save(self, self.config.to_hf(), Path(folder), eot=eot)
+        hugging_face.save(self, self.config.to_hf(), Path(folder), eot=eot)
         if tokenizer is not None:
             tokenizer.save(Path(folder))
 
 
-def skeleton(folder: Path, *, own_head: bool = False) -> tuple[GPT2, weights.TensorFiles]:
-    """The model of a Hugging Face folder on "meta", without values, and the files that hold them.
+def config_of(folder: Path) -> GPT2Config:
+    """The shape of the model in a folder, or of the base of the adapters in it; no weights are
+    needed.
+    """
+    folder = hugging_face.config_folder(folder)
+    return GPT2Config.from_hf(hugging_face.read_config(folder), where=str(folder / "config.json"))
+
+
+def skeleton(
+    found: Path | ModelFolder, *, dtype: torch.dtype = torch.float32, own_head: bool = False
+) -> tuple[GPT2, TensorFiles]:
+    """The model of a Hugging Face folder on "meta", without values, and the files that hold them;
+    adapters are folded in float32, or in `dtype` if that is wider.
 
     An output head in the files that differs from the token embedding makes an untied model,
-    whatever config.json says; with `own_head`, an equal one does, too.
+    whatever config.json says; with `own_head`, an equal one does, too. Raises InputError for sizes
+    that are not those of the files, before anything of such sizes is built, and for a path that
+    holds adapters.
     """
-    config = GPT2Config.from_hf(weights.read_config(folder), where=str(folder / "config.json"))
-    files = weights.TensorFiles.open(folder)
-    if own_head and "wte.weight" in files.tensors:
-        files.tensors.setdefault(weights.HEAD, files.tensors["wte.weight"])
-    if config.tie_word_embeddings and (own_head or weights.has_own_head(files)):
+    if isinstance(found, Path):
+        found = hugging_face.ModelFolder.without_adapters(found)
+    values, where = hugging_face.read_config(found.path), str(found.path / "config.json")
+    sizes = hugging_face.read_config_fields(values, GPT2Config, where)
+    files = found.open(dtype)
+    hugging_face.check_sizes(sizes, files, where)
+    config = GPT2Config.from_hf(values, where=where)
+    if own_head:
+        files = files.with_own_head()
+    if config.tie_word_embeddings and (own_head or hugging_face.has_own_head(files)):
         config = replace(config, tie_word_embeddings=False)
     with torch.device("meta"):
         return GPT2(config), files
 
 
-@contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside, and the mode as it was afterwards, also after an error."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
+class evaluation_mode:
+    """Dropout is off inside `with evaluation_mode(model)`, and every module has the mode it had
+    afterwards, also after an error. One such object may be entered again and again.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        # listed once: to go through the modules of the 124M model takes 0.1 ms
+        self._modules, self._training = list(model.modules()), []
+
+    def __enter__(self) -> None:
+        self._training = [module for module in self._modules if module.training]
+        for module in self._training:
+            module.training = False
+
+    def __exit__(self, *problem: object) -> None:
+        for module in self._training:
+            module.training = True
+
+
+def unknown_ids(name: str, ids: Sequence[int], config: GPT2Config) -> str:
+    """What is wrong with ids some of which have no embedding."""
+    return (
+        f"{name} holds ids from {min(ids)} to {max(ids)}, the model knows 0 to "
+        f"{config.vocab_size - 1}: use the tokenizer that belongs to it"
+    )
+
+
+def _check_ids(idx: Tensor, cache: KVCache | None) -> None:
+    if not isinstance(idx, Tensor) or idx.dtype not in (torch.int64, torch.int32):
+        raise refuse("idx", idx, "an int64 tensor of ids (B, T)")
+    if idx.dim() != 2:
+        hint = ": idx[None] makes a row of it" if idx.dim() == 1 else ""
+        shape = tuple(idx.shape)
+        raise InputError(f"idx has the shape {shape}, allowed is (B, T), rows of ids{hint}")
+    if cache is not None and len(idx) != len(cache.lengths):
+        raise InputError(f"idx has {len(idx)} rows, the cache has {len(cache.lengths)}")
+
+
+def _read(found: ModelFolder, device: torch.device, dtype: torch.dtype, *, deferred: bool) -> GPT2:
+    deferred = deferred and not found.adapters
+    model, files = skeleton(found, dtype=dtype, own_head=deferred)
+    hugging_face.fill(model, files, device=device, dtype=dtype, deferred=deferred)
+    return model.eval()
 
 
 def _apart(documents: Tensor) -> tuple[Tensor, Tensor]:

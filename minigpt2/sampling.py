@@ -1,4 +1,4 @@
-"""From scores to the next token: pure filters on logits (B, V), then one draw per row.
+"""From scores to the next token: its options, pure filters on logits (B, V), one draw per row.
 
 A filter takes logits and a number and returns new logits with the unwanted tokens at minus
 infinity. It leaves its input alone, always keeps at least one token, and is the identity at its
@@ -8,7 +8,11 @@ are a one-hot row.
 
 A new filter is a field of SamplingConfig, a function, and a line in `probabilities`.
 
-Letters: B rows, V vocabulary. Knows nothing of models and text.
+At the end: how draft tokens are checked, by rejection sampling. Whoever drafts them (a `Drafter`,
+see decoding/drafters.py), the text has the distribution of plain decoding. Leviathan et al. 2022,
+arXiv:2211.17192; Chen et al. 2023, arXiv:2302.01318.
+
+Letters: B rows, K draft tokens, V vocabulary. Knows nothing of models and text.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from .arguments import check_types, require, whole
 from .errors import InputError
 
 if TYPE_CHECKING:  # filters are methods of tensors: --help reads the fields below without torch
@@ -43,6 +48,7 @@ class SamplingConfig:
     """Never write the same n tokens in a row twice, the prompt's included; 0 is off."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         self._check("temperature", 0 <= self.temperature < float("inf"), "0 or more")
         self._check("top_k", self.top_k >= 0, "0 (off) or more")
         self._check("top_p", 0 <= self.top_p <= 1, "from 0 to 1")
@@ -52,9 +58,7 @@ class SamplingConfig:
         self._check("no_repeat_ngram", self.no_repeat_ngram >= 0, "0 (off) or more")
 
     def _check(self, name: str, ok: bool, allowed: str) -> None:
-        if not ok:
-            flag = "--" + name.replace("_", "-")
-            raise InputError(f"{flag} is {getattr(self, name)}, allowed is {allowed}")
+        require(name, getattr(self, name), ok, allowed)
 
 
 def repetition_penalty(logits: Tensor, texts: Sequence[Sequence[int]], penalty: float) -> Tensor:
@@ -196,5 +200,69 @@ def row_generator(seed: int, row: int) -> torch.Generator:
     """
     import torch
 
+    seed, row = whole("seed", seed, least=None), whole("row", row)
     digest = hashlib.sha256(f"{seed}:{row}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class Guess(NamedTuple):
+    """Draft tokens of one row, and the distributions (K, V) they were drawn from; None says that
+    they were not drawn: each had probability 1.
+    """
+
+    ids: list[int]
+    probs: Tensor | None = None
+
+
+NOTHING = Guess([])
+
+
+class Drafter(Protocol):
+    """Whatever can draft tokens."""
+
+    def propose(
+        self, rows: Sequence[int], texts: Sequence[list[int]], limits: Sequence[int]
+    ) -> Sequence[Guess]:
+        """At most limits[b] draft tokens for text b, which depend on no other text; rows[b] is the
+        number that text b has had since the beginning.
+        """
+        ...
+
+
+def accept(
+    guesses: Sequence[Guess], probs: Tensor, generators: Sequence[torch.Generator]
+) -> list[list[int]]:
+    """The next tokens of every row: the accepted draft tokens and one more.
+
+    probs (B, 1 + K, V): row b's distributions after its newest token and after each of its draft
+    tokens; those beyond its own are not read. Raises InputError for drafts over another vocabulary.
+    """
+    if not any(guess.ids for guess in guesses):
+        return [[token] for token in draw(probs[:, 0], generators).tolist()]
+    for guess in guesses:
+        if guess.probs is not None and guess.probs.shape[-1] != probs.shape[-1]:
+            raise InputError(
+                f"the drafter chooses among {guess.probs.shape[-1]} tokens, the model among "
+                f"{probs.shape[-1]}: give the tokenizer's vocab_size to both"
+            )
+    return [_accept(*row) for row in zip(guesses, probs, generators)]
+
+
+def _accept(guess: Guess, probs: Tensor, generator: torch.Generator) -> list[int]:
+    """A draft token of probability q under the drafter and p under the model is accepted with
+    probability min(1, p / q); the token in the place of the first that is not is drawn from what p
+    has beyond q.
+    """
+    import torch
+
+    for i, token in enumerate(guess.ids):
+        q = torch.zeros_like(probs[i]) if guess.probs is None else guess.probs[i]
+        if guess.probs is None:
+            q[token] = 1
+        chance = float(torch.rand(1, generator=generator, dtype=torch.float64))
+        if chance * float(q[token]) < float(probs[i, token]):
+            continue
+        beyond = (probs[i] - q).clamp_(min=0)
+        left = beyond if float(beyond.sum()) > 0 else probs[i]  # p = q up to rounding
+        return [*guess.ids[:i], int(draw(left[None], [generator]))]
+    return [*guess.ids, int(draw(probs[len(guess.ids)][None], [generator]))]

@@ -10,30 +10,31 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import logging
 import re
-from binascii import a2b_base64
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, cached_property
-from itertools import pairwise
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tiktoken
 
-from . import files, hub
-from .errors import InputError, NotFoundError
+from .arguments import id_list, refuse, texts, whole
+from .errors import InputError
+from .formats.vocabulary import (
+    END_OF_TEXT,
+    Vocabulary,
+    gpt2_tokens,
+    is_gpt2s,
+    read_at_one_moment,
+    read_vocabulary,
+    vocabulary_folder,
+    write_vocabulary,
+)
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
-logger = logging.getLogger(__name__)
-
-END_OF_TEXT = "<|endoftext|>"
-PUBLIC_MODELS = re.compile(
-    r"(openai-community/)?gpt2(-medium|-large|-xl)?|(distilbert/)?distilgpt2"
-)
-GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 # GPT-2's pieces, in a form that never backtracks (++), so that time is linear in the text.
 PIECES = "|".join(
     [
@@ -51,20 +52,6 @@ SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 LONGEST_RUN = 100_000  # tiktoken gives up at about 1,000,000 whitespace characters
 
 
-def _alphabet() -> dict[str, int]:
-    """The characters that stand for bytes in vocab.json and merges.txt, in order of GPT-2's ids.
-
-    Printable bytes stand for themselves; the other 68 get U+0100 and on, so a space is "Ġ".
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
-
-
-BYTE_OF = _alphabet()
-CHAR_OF = {byte: char for char, byte in BYTE_OF.items()}
-
-
 class Tokenizer:
     """A byte-level BPE vocabulary: every text has ids, which decode to the same text."""
 
@@ -79,9 +66,9 @@ class Tokenizer:
         """`tokens`: the 256 bytes and what is merged from them, in the order of merging, and their
         `ids`. `special`: the ids that no text encodes to; `eot` names one of them.
         """
-        self._tokens, self._ids, self._special = list(tokens), list(ids), dict(special)
+        self._vocabulary = Vocabulary(list(tokens), list(ids), dict(special), eot)
         self._bytes = dict(zip(ids, tokens)) | {id: name.encode() for name, id in special.items()}
-        self._ids_are_ranks = self._ids == list(range(len(tokens)))
+        self._ids_are_ranks = self._vocabulary.ids == list(range(len(tokens)))
         ranks = {token: rank for rank, token in enumerate(tokens)}
         self._bpe = tiktoken.Encoding(
             "minigpt2", pat_str=PIECES, mergeable_ranks=ranks, special_tokens={}
@@ -96,9 +83,9 @@ class Tokenizer:
         Every token is made of earlier ones, so the first part of the list is a tokenizer too. Needs
         neither network nor folder. Raises InputError unless 257 <= vocab_size <= 50257.
         """
-        tokens = _gpt2_tokens()
+        tokens, vocab_size = gpt2_tokens(), whole("vocab_size", vocab_size, least=None)
         if not 257 <= vocab_size <= len(tokens) + 1:
-            raise InputError(f"vocab_size is {vocab_size}, allowed is 257 to {len(tokens) + 1}")
+            raise refuse("vocab_size", vocab_size, f"257 to {len(tokens) + 1}")
         n = vocab_size - 1
         return cls(tokens[:n], range(n), {END_OF_TEXT: n}, END_OF_TEXT)
 
@@ -107,11 +94,18 @@ class Tokenizer:
         """The tokenizer of a Hub id, a Hugging Face folder or a run folder.
 
         All revisions of OpenAI's models and distilgpt2 share the one that is part of this package:
-        no network is needed. Raises what `hub.model_folder` and `from_folder` raise.
+        no network is needed. Raises what `model_folder` and `from_folder` raise.
         """
-        if PUBLIC_MODELS.fullmatch(str(source)) and not Path(source).is_dir():
+        if is_gpt2s(source):
             return cls.gpt2()
-        return cls.from_folder(hub.model_folder(source, revision))
+        return cls.of_model(source, vocabulary_folder(source, revision))
+
+    @classmethod
+    def of_model(cls, source: str | Path, folder: Path) -> Tokenizer:
+        """The tokenizer of a source whose files were found in this folder (`model_folder`), all
+        of one moment. Raises what `from_folder` raises.
+        """
+        return cls.gpt2() if is_gpt2s(source) else cls._of(read_at_one_moment(folder))
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
@@ -120,43 +114,41 @@ class Tokenizer:
         Added tokens count as special, and the eos_token of tokenizer_config.json as end-of-text.
         Raises InputError or NotFoundError for what is missing, damaged or not GPT-2's kind of BPE.
         """
-        folder = Path(folder)
-        try:
-            vocab, merges, added, eot = _read_folder(folder)
-            tokens = _spelled_tokens(merges, folder)
-            special = _special_tokens(tokens, vocab, added, eot, folder)
-        except InputError:
-            raise
-        except (AttributeError, KeyError, TypeError, ValueError) as problem:
-            raise InputError(
-                f"{folder}: the tokenizer files are not as transformers writes them: {problem!r}"
-            ) from problem
-        return cls(list(tokens.values()), [vocab[name] for name in tokens], special, eot)
+        return cls._of(read_vocabulary(Path(folder)))
+
+    @classmethod
+    def _of(cls, found: Vocabulary) -> Tokenizer:
+        return cls(found.tokens, found.ids, found.special, found.eot)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text; "<|endoftext|>" in it is text like any other, seven tokens in GPT-2.
 
-        Raises InputError for a lone surrogate, which is not valid Unicode, with its position.
+        Raises InputError for what is no text, and for a lone surrogate, which is not valid Unicode,
+        with its position.
         """
-        _refuse_surrogates(text)
+        _check_text(text)
         ranks: list[int] = []
         for part in split_long_whitespace(text, LONGEST_RUN):
             ranks += self._bpe.encode(part, disallowed_special=())
-        return ranks if self._ids_are_ranks else [self._ids[rank] for rank in ranks]
+        return ranks if self._ids_are_ranks else [self._vocabulary.ids[rank] for rank in ranks]
 
     def encode_array(self, text: str) -> np.ndarray:
         """The ids of `encode` as uint32: the faster way for long texts."""
         import numpy as np
 
-        _refuse_surrogates(text)
+        _check_text(text)
         parts = split_long_whitespace(text, LONGEST_RUN)
         ranks = [self._bpe.encode_to_numpy(part, disallowed_special=()) for part in parts]
         whole = ranks[0] if len(ranks) == 1 else np.concatenate(ranks)
         return whole if self._ids_are_ranks else self._id_array[whole]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; bytes that are not UTF-8 become U+FFFD. InputError for an unknown id."""
-        return b"".join(map(self.token_bytes, ids)).decode("utf-8", errors="replace")
+    def decode(self, ids: Sequence[int] | Tensor | np.ndarray | int) -> str:
+        """The text of ids: a list, a tensor or an array of them, or one alone. Bytes that are not
+        UTF-8 become U+FFFD. InputError for an unknown id.
+        """
+        return b"".join(map(self.token_bytes, id_list("ids", ids))).decode(
+            "utf-8", errors="replace"
+        )
 
     def token_bytes(self, id: int) -> bytes:
         """The bytes of a token, perhaps part of a character only. InputError for an unknown id."""
@@ -177,7 +169,7 @@ class Tokenizer:
     def _id_array(self) -> np.ndarray:
         import numpy as np
 
-        return np.array(self._ids, np.uint32)
+        return np.array(self._vocabulary.ids, np.uint32)
 
     @property
     def identity(self) -> str:
@@ -186,8 +178,9 @@ class Tokenizer:
 
     @cached_property
     def _identity(self) -> str:
-        tokens = [(token.hex(), id) for token, id in zip(self._tokens, self._ids)]
-        content = json.dumps([tokens, sorted(self._special.items()), self.eot])
+        found = self._vocabulary
+        tokens = [(token.hex(), id) for token, id in zip(found.tokens, found.ids)]
+        content = json.dumps([tokens, sorted(found.special.items()), self.eot], allow_nan=False)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def save(self, folder: Path, *, model_max_length: int | None = None) -> None:
@@ -196,33 +189,7 @@ class Tokenizer:
         So does transformers' AutoTokenizer, beside a config.json of model_type "gpt2". Other
         tokenizer files in the folder are removed: it would prefer them.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("tokenizer.json", "added_tokens.json", "special_tokens_map.json"):
-            (folder / name).unlink(missing_ok=True)
-        vocab = {_spelling(token): id for token, id in zip(self._tokens, self._ids)} | self._special
-        by_id = dict(sorted(vocab.items(), key=lambda item: item[1]))
-        files.write_text(folder / "vocab.json", json.dumps(by_id))
-        lines = (" ".join(map(_spelling, parts)) + "\n" for parts in self._merges)
-        files.write_text(folder / "merges.txt", "".join(["#version: 0.2\n", *lines]))
-        eot = next(name for name, id in self._special.items() if id == self.eot)
-        plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        config = {
-            "tokenizer_class": "GPT2Tokenizer",
-            "add_prefix_space": False,
-            "clean_up_tokenization_spaces": False,
-            **dict.fromkeys(("bos_token", "eos_token", "unk_token"), eot),
-            "added_tokens_decoder": {
-                str(id): {"content": name, **plain, "special": True}
-                for name, id in self._special.items()
-            },
-        }
-        if model_max_length is not None:
-            config["model_max_length"] = model_max_length
-        files.write_json(folder / "tokenizer_config.json", config)
-
-    @cached_property
-    def _merges(self) -> list[list[bytes]]:
-        return merges_of(self._tokens)
+        write_vocabulary(folder, self._vocabulary, model_max_length=model_max_length)
 
 
 class TextStream:
@@ -235,9 +202,8 @@ class TextStream:
     stopped: bool
     """A stop text was found: nothing follows."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] | str = ()) -> None:
+        self._tokenizer, self._stop = tokenizer, texts("stop", stop)
         if "" in self._stop:
             raise InputError("a stop text is empty: leave it out or give it a character")
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -266,7 +232,9 @@ class TextStream:
         return held[:certain]
 
 
-def _refuse_surrogates(text: str) -> None:
+def _check_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise refuse("text", text, "one text, of type str")
     try:
         text.encode()
     except UnicodeEncodeError as problem:
@@ -295,144 +263,3 @@ def split_long_whitespace(text: str, longest: int) -> Iterator[str]:
             yield text[run.start() : run.end() - 1]
             start = run.end() - 1
     yield text[start:]
-
-
-def merges_of(tokens: Sequence[bytes]) -> list[list[bytes]]:
-    """The parts that each token after the 256 bytes is merged from: what earlier tokens make of it.
-
-    They are two, wherever the list came out of BPE training.
-    """
-    ranks = {token: rank for rank, token in enumerate(tokens)}
-    return [_parts(token, ranks) for token in tokens[256:]]
-
-
-def _parts(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
-    parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 2:
-        unions = [left + right for left, right in pairwise(parts)]
-        first = min(unions, key=lambda union: ranks.get(union, ranks[token]))
-        if ranks.get(first, ranks[token]) >= ranks[token]:
-            break
-        at = unions.index(first)
-        parts[at : at + 2] = [first]
-    return parts
-
-
-@cache
-def _gpt2_tokens() -> tuple[bytes, ...]:
-    lines = (Path(__file__).parent / "assets" / "gpt2.tiktoken").read_bytes().splitlines()
-    return tuple(a2b_base64(line.split()[0]) for line in lines)
-
-
-def _spelling(token: bytes) -> str:
-    return "".join(CHAR_OF[byte] for byte in token)
-
-
-def _spelled_tokens(merges: Sequence[Sequence[str]], folder: Path) -> dict[str, bytes]:
-    """Spelling -> bytes of all tokens in the order of merging, if tiktoken can work with them.
-
-    tiktoken looks for tokens, not for pairs. That is the same as long as each pair is what earlier
-    merges make of its own token, as it is after BPE training; else InputError.
-    """
-    tokens = {char: bytes([byte]) for char, byte in BYTE_OF.items()}
-    for pair in merges:
-        if len(pair) != 2 or not tokens.keys() >= set(pair) or "".join(pair) in tokens:
-            raise InputError(
-                f"{folder}: the merge {' '.join(pair)[:80]!r} does not make a new token of two "
-                "earlier ones: a tokenizer of another kind, or merges are missing"
-            )
-        tokens["".join(pair)] = tokens[pair[0]] + tokens[pair[1]]
-    in_order = tuple(tokens.values())
-    if in_order == _gpt2_tokens()[: len(in_order)]:
-        return tokens
-    for pair, parts in zip(merges, merges_of(in_order)):
-        if [tokens[part] for part in pair] != parts:
-            raise InputError(
-                f"{folder}: the merge {' '.join(pair)[:80]!r} is out of order: earlier merges "
-                "already take its bytes another way"
-            )
-    return tokens
-
-
-def _special_tokens(
-    tokens: Mapping[str, bytes],
-    vocab: Mapping[str, int],
-    added: Sequence[tuple[str, int]],
-    eot: str,
-    folder: Path,
-) -> dict[str, int]:
-    """Name -> id of what no merge makes; InputError unless vocabulary and merges fit together."""
-    named = {**vocab, **dict(added)}
-    special = {name: id for name, id in named.items() if name not in tokens}
-    missing = [name for name in tokens if name not in vocab] + [eot] * (eot not in special)
-    # A merges.txt that was cut short leaves ordinary words, which would never be used again.
-    unknown = special.keys() - dict(added).keys() - {eot}
-    words = sorted(name for name in unknown if not name.startswith(("<", "[")))
-    if missing or words:
-        raise InputError(
-            f"{folder}: the vocabulary lacks {len(missing):,} tokens {missing[:1]} and has "
-            f"{len(words):,} that no merge makes {words[:1]}: do the tokenizer files fit together?"
-        )
-    if not all(type(id) is int and id >= 0 for id in named.values()):
-        raise InputError(f"{folder}: the vocabulary has an id that is not 0, 1, 2, ...")
-    if not len({*vocab.items(), *added}) == len(named) == len(set(named.values())):
-        raise InputError(f"{folder}: two tokens have the same id, or one token has two")
-    return special
-
-
-def _read_folder(
-    folder: Path,
-) -> tuple[dict[str, int], list[list[str]], list[tuple[str, int]], str]:
-    """(vocabulary, merges, added tokens, end-of-text) as the files have them, not yet compared."""
-    config = _read_optional(folder / "tokenizer_config.json")
-    if config.get("add_prefix_space"):
-        raise InputError(f"{folder}: add_prefix_space in tokenizer_config.json is not supported")
-    older = _read_optional(folder / "added_tokens.json")
-    added = [{"content": name, "id": id} for name, id in older.items()]
-    decoder = config.get("added_tokens_decoder", {})
-    added += [{**token, "id": int(id)} for id, token in decoder.items()]
-    vocab_path, merges_path = folder / "vocab.json", folder / "merges.txt"
-    kind = config.get("tokenizer_class")
-    if kind in GPT2_CLASSES and vocab_path.is_file() and merges_path.is_file():
-        vocab, merges = files.read_json(vocab_path), _read_merges(merges_path)
-    elif (folder / "tokenizer.json").is_file():
-        vocab, merges, more = _read_tokenizer_json(folder / "tokenizer.json")
-        added += more
-    elif kind not in GPT2_CLASSES:
-        raise InputError(f"{folder} has a {kind}, supported is GPT2Tokenizer only")
-    else:
-        raise NotFoundError(f"{folder} has no vocab.json with merges.txt, and no tokenizer.json")
-    if words := [token["content"] for token in added if not token.get("special", True)]:
-        logger.warning("%s: text never encodes to the added tokens %s", folder, words)
-    eot = config.get("eos_token") or END_OF_TEXT
-    eot = eot["content"] if isinstance(eot, dict) else eot
-    return vocab, merges, [(token["content"], token["id"]) for token in added], eot
-
-
-def _read_optional(path: Path) -> dict:
-    return files.read_json(path) if path.is_file() else {}
-
-
-def _read_merges(path: Path) -> list[list[str]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as problem:
-        raise InputError(f"{path} is not UTF-8 text ({files.describe(path)})") from problem
-    lines = lines[1:] if lines[0].startswith("#version") else lines
-    return [line.split(" ") for line in lines if line]
-
-
-def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[list[str]], list[dict]]:
-    """(vocabulary, merges, added tokens) of a tokenizer.json that is byte-level BPE as in GPT-2."""
-    data = files.read_json(path)
-    model, cut = data["model"], data["pre_tokenizer"] or {}
-    pieces = (cut.get("type"), cut.get("add_prefix_space"), cut.get("use_regex", True))
-    changes = [data.get("normalizer"), model.get("dropout")]
-    changes += [model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix")]
-    if model.get("type", "BPE") != "BPE" or pieces != ("ByteLevel", False, True) or any(changes):
-        raise InputError(
-            f"{path} is {model.get('type')} with {cut.get('type')} pieces, supported is byte-level "
-            "BPE with GPT-2's own pieces and no other steps"
-        )
-    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    return model["vocab"], merges, data.get("added_tokens") or []

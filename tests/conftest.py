@@ -1,12 +1,34 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 
 import pytest
 
 # The models are tiny: on a busy machine, threads that wait for each other made these tests seven
 # times slower. Set before torch is imported, and for the scripts that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what needs a GPU where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """A test leaves the process's signal handlers as it found them: the next one raises signals."""
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +48,16 @@ def hf_folder(tmp_path_factory):
         return folders[key]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def walked_folders(tmp_path_factory):
+    """The models that ways to compute are compared on, as users have them: in folders."""
+    import walk
+
+    place = tmp_path_factory.mktemp("walk")
+    made = {name: walk.write_folder(place / name, **values) for name, values in walk.FILES.items()}
+    made["LoRA"] = walk.write_adapter(place / "LoRA", made["tied"])
+    made["peft"] = walk.write_pefts_adapter(place / "peft", made["tied"])
+    made["draft"] = walk.write_folder(place / "draft", n_layer=1, n_embd=14, block_size=23)
+    return made

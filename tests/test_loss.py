@@ -1,12 +1,14 @@
 """The loss that never holds all logits equals the loss that does, gradients and all."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt2.loss import summed_loss
+from minigpt2.loss import perplexity, summed_loss
 
 C, V = 11, 29
 
@@ -120,3 +122,8 @@ def test_never_more_logits_than_allowed_exist(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "exp_", lambda self: sizes.append(self.numel()) or real(self))
     summed_loss(x, weight, targets, most=7 * V)
     assert sizes == [7 * V] * 5 + [5 * V]
+
+
+def test_perplexity_is_the_exponential_and_infinite_beyond_floats():
+    assert perplexity(math.log(29)) == pytest.approx(29)
+    assert perplexity(1e6) == math.inf

@@ -27,6 +27,7 @@ from minigpt2.errors import InputError
 from minigpt2.model import (
     ACTIVATIONS,
     GPT2,
+    MOST_PARAMETERS,
     PRESETS,
     CausalSelfAttention,
     GPT2Config,
@@ -200,12 +201,73 @@ def test_the_window_is_full_at_block_size_and_no_longer():
         model(token_ids(31, 1, 14))
 
 
-def test_large_float16_queries_and_keys_do_not_overflow():
+def every_kind_of_forward_pass(model):
+    """Hidden states without a cache, of documents kept apart, and with a cache: prefilled with
+    padding, and then one and several tokens after rows of different length and of equal length.
+    """
+    idx, documents = token_ids(31, 3, 13), torch.tensor([[0] * 5 + [1] * 8] * 3)
+    yield model.hidden(idx)
+    yield model.hidden(idx[:, :1])
+    yield model.hidden(idx, documents=documents)
+    for lengths in ([2, 7, 5], [7, 7, 7]):
+        cache = model.make_cache(3)
+        prefilled = model.hidden(idx[:, :7], cache)  # beyond its length, a row's ids are padding
+        yield from (row[:length] for row, length in zip(prefilled, lengths))
+        cache.truncate(lengths)
+        yield model.hidden(idx[:, 7:8], cache)
+        yield model.hidden(idx[:, 8:12], cache)
+
+
+CONFIGS_OF_ATTENTION = [
+    {},
+    {"scale_attn_weights": False},
+    {"scale_attn_by_inverse_layer_idx": True},
+    {"reorder_and_upcast_attn": True},
+]
+
+
+@pytest.mark.parametrize("values", CONFIGS_OF_ATTENTION, ids=named)
+def test_fused_attention_is_the_plain_one_with_and_without_a_cache(monkeypatch, values):
+    model = model_of(dataclasses.replace(PRIMES, **values))
+    with torch.no_grad():
+        fused = [*every_kind_of_forward_pass(model)]
+        called = []
+
+        def plain(self, *parts):
+            called.append(self)
+            return self.plain_attention(*parts)
+
+        monkeypatch.setattr(CausalSelfAttention, "softmax_attention", plain)
+        found = [*every_kind_of_forward_pass(model)]
+    assert len(called) == 9 * 2
+    for a, b in zip(found, fused, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_gradients_and_dropout_of_fused_attention_are_those_of_the_plain_one():
+    config = dataclasses.replace(PRIMES, attn_pdrop=0.3)
+    attention = CausalSelfAttention(config, layer_index=0).double().train()
+    generator, found = torch.Generator().manual_seed(0), []
+    parts = torch.randn(3, 2, 3, 7, 5, dtype=torch.float64, generator=generator)
+    weight = torch.randn(2, 3, 7, 5, dtype=torch.float64, generator=generator)
+    parts.requires_grad_(True)
+    for attend in (attention.softmax_attention, attention.plain_attention):
+        torch.manual_seed(3)  # the same weights are dropped
+        y = attend(*parts, None)
+        found.append((y, *torch.autograd.grad((y * weight).sum(), [parts])))
+    for fused, plain in zip(*found):
+        torch.testing.assert_close(plain, fused, rtol=0, atol=1e-12)
+    assert not torch.equal(found[0][0], attention.eval().plain_attention(*parts, None))
+
+
+@pytest.mark.parametrize("name", ["softmax_attention", "plain_attention"])
+def test_large_float16_queries_and_keys_do_not_overflow(name):
     # 64 * 40 * 40 is beyond float16: they must be scaled before they are multiplied
     attention = CausalSelfAttention(GPT2Config(n_embd=64, n_head=1), layer_index=0).eval()
     q = torch.full((1, 1, 3, 64), 40.0, dtype=torch.float16)
     v = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float16)[:, None].expand(1, 1, 3, 64)
-    assert attention.attend(q, q, v, None)[0, 0, :, 0].tolist() == [1.0, 1.5, 3.0]
+    y = getattr(attention, name)(q, q, v, None)
+    assert y[0, 0, :, 0].tolist() == [1.0, 1.5, 3.0]
 
 
 def test_upcast_attention_computes_in_float32_and_returns_the_models_dtype():
@@ -215,6 +277,27 @@ def test_upcast_attention_computes_in_float32_and_returns_the_models_dtype():
     exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
     assert torch.equal(y, exact.bfloat16())
     assert not torch.equal(y, F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_upcast_attention_stays_in_float32_under_autocast(dtype):
+    config = GPT2Config(n_embd=64, n_head=1, reorder_and_upcast_attn=True)
+    q, k, v = torch.randn(3, 1, 1, 7, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with torch.autocast("cpu", dtype=dtype):
+        y = CausalSelfAttention(config, layer_index=0).eval().attend(q, k, v, None)
+    exact = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
+    assert torch.equal(y, exact.to(dtype))
+
+
+def test_under_autocast_a_model_that_upcasts_computes_otherwise_than_one_that_does_not():
+    logits = []
+    for upcast in (False, True):
+        config = dataclasses.replace(PRIMES, reorder_and_upcast_attn=upcast)
+        model = GPT2(config, generator=torch.Generator().manual_seed(5)).eval()
+        randomise(model)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits.append(model(token_ids(31, 2, 13)))
+    assert not torch.equal(*logits)
 
 
 def test_the_same_model_is_built_from_the_same_generator_state():
@@ -283,6 +366,17 @@ def test_evaluation_mode_restores_the_mode_also_after_an_error(training):
     with pytest.raises(KeyError), evaluation_mode(model):
         raise KeyError
     assert all(module.training is training for module in model.modules())
+
+
+def test_evaluation_mode_gives_every_module_its_own_mode_back():
+    model = model_of(PRIMES).train()
+    model.h[1].eval()
+    modes = [module.training for module in model.modules()]
+    mode = evaluation_mode(model)
+    for _ in range(2):  # entered again and again
+        with mode:
+            assert not any(module.training for module in model.modules())
+        assert [module.training for module in model.modules()] == modes
 
 
 @pytest.mark.parametrize(
@@ -378,6 +472,33 @@ def test_a_config_without_a_size_is_refused(hf_folder, name):
     del values[name]
     with pytest.raises(InputError, match=f"^here: {name} is missing"):
         GPT2Config.from_hf(values, where="here")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n_layer": 10**6}, "n_layer is 1000000, allowed is 1 to 1024"),
+        ({"n_layer": 1025}, "n_layer is 1025, allowed is 1 to 1024"),
+        ({"n_embd": 2**31 - 1, "n_head": 1}, "n_embd is 2147483647, which makes "),
+        ({"n_inner": 2**31 - 1}, "n_inner is 2147483647, which makes "),
+        ({"block_size": 2**31 - 1}, "block_size is 2147483647, which makes "),
+        ({"vocab_size": 2**31 - 1}, "vocab_size is 2147483647, which makes "),
+        ({"vocab_size": 10**400}, "vocab_size is 1"),
+    ],
+)
+def test_sizes_that_no_gpt2_has_are_refused_before_anything_is_built(values, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        GPT2Config(**values)
+
+
+def test_the_largest_sizes_that_are_allowed_overflow_nothing():
+    width = 2**18  # in one block, 3/4 of all parameters that may be
+    with torch.device("meta"):
+        for values in ({"n_embd": width, "n_head": width}, {"block_size": 2**30}):
+            config = GPT2Config(n_layer=1, vocab_size=width, **values)
+            assert 2**39 < config.n_parameters <= MOST_PARAMETERS
+            model = GPT2(config)
+            assert sum(p.numel() for p in model.parameters()) == config.n_parameters
 
 
 def test_what_a_config_leaves_out_is_as_in_gpt2():
@@ -506,3 +627,114 @@ def test_no_gradient_goes_to_another_document():
     untied.head(untied.hidden(idx, documents=documents))[0, 5:].sum().backward()
     assert untied.wte.weight.grad is not None
     assert untied.wte.weight.grad[:5].eq(0).all() and untied.wte.weight.grad[5:13].ne(0).any()
+
+
+# arguments
+
+
+@pytest.mark.parametrize(
+    ("idx", "message"),
+    [
+        (torch.tensor([1, 2]), "idx has the shape (2,), allowed is (B, T), rows of ids: idx[None]"),
+        (torch.tensor(1), "idx has the shape (), allowed is (B, T)"),
+        (torch.ones(1, 1, 2, dtype=torch.int64), "idx has the shape (1, 1, 2), allowed is (B, T)"),
+        (torch.ones(1, 2), "idx is tensor([[1., 1.]]), allowed is an int64 tensor of ids (B, T)"),
+        (torch.ones(1, 2, dtype=torch.bool), "allowed is an int64 tensor"),
+        (torch.ones(1, 2, dtype=torch.uint8), "allowed is an int64 tensor"),
+        ([[1, 2]], "idx is [[1, 2]], allowed is an int64 tensor of ids (B, T)"),
+        ("text", "idx is 'text', allowed is an int64 tensor"),
+        (torch.tensor([[1, 31]]), "idx holds ids from 1 to 31, the model knows 0 to 30"),
+        (torch.tensor([[-1, 3]]), "idx holds ids from -1 to 3, the model knows 0 to 30"),
+    ],
+)
+@pytest.mark.parametrize("cached", [False, True])
+def test_what_are_no_ids_is_refused(idx, message, cached):
+    model = GPT2(PRIMES).eval()
+    cache = model.make_cache(1) if cached else None
+    for read in (model, model.hidden):
+        with pytest.raises(InputError) as caught:
+            read(idx, cache)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert cache is None or int(cache.lengths.max()) == 0
+
+
+def test_ids_of_32_bits_are_ids():
+    model, idx = GPT2(PRIMES).eval(), token_ids(31, 2, 5)
+    assert torch.equal(model(idx.int()), model(idx))
+
+
+def test_a_cache_of_another_number_of_rows_is_refused():
+    model = GPT2(PRIMES).eval()
+    for rows, cached in ((1, 2), (2, 1), (3, 2)):
+        with pytest.raises(InputError, match=f"^idx has {rows} rows, the cache has {cached}$"):
+            model(token_ids(31, rows, 2), model.make_cache(cached))
+
+
+@pytest.mark.parametrize("size", [{"batch_size": 0}, {"batch_size": 1.5}, {"capacity": -1},
+                                  {"capacity": "3"}], ids=str)  # fmt: skip
+def test_a_cache_has_a_whole_number_of_rows_and_tokens(size):
+    [(name, value)] = size.items()
+    with pytest.raises(InputError, match=f"^{name} is {value!r}, allowed is "):
+        GPT2(PRIMES).make_cache(**{"batch_size": 1, **size})
+
+
+@pytest.mark.parametrize("name", ["float16", "torch.float16", "float64", "bfloat16"])
+def test_a_dtype_may_be_given_by_its_name(hf_folder, name):
+    dtype = getattr(torch, name.removeprefix("torch."))
+    for model in (
+        GPT2.from_pretrained(hf_folder(), dtype=name),
+        GPT2(PRIMES).to(name),
+        GPT2(PRIMES).to(dtype=name),
+        GPT2(PRIMES).to("cpu", name),
+    ):
+        assert {p.dtype for p in model.parameters()} == {dtype}
+
+
+def test_a_model_moves_as_any_module_does():
+    model = GPT2(PRIMES)
+    assert model.to(torch.ones(1, dtype=torch.float64)).wte.weight.dtype == torch.float64
+    assert model.half() is model and model.to("meta").wte.weight.is_meta
+    with pytest.raises(RuntimeError):
+        model.to("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dtype": "float17"}, "dtype is 'float17', allowed is float32, bfloat16, float16 or"),
+        ({"dtype": "auto"}, "dtype is 'auto', allowed is"),
+        ({"dtype": torch.int8}, "dtype is torch.int8, allowed is float32"),
+        ({"dtype": "nn"}, "dtype is 'nn', allowed is float32"),
+        ({"dtype": 16}, "dtype is 16, allowed is float32"),
+        ({"device": "gpu"}, "device is 'gpu', allowed is auto, cpu, cuda, cuda:N or mps"),
+        ({"device": [0]}, "device is [0], allowed is auto, cpu"),
+    ],
+)
+def test_a_dtype_or_device_that_there_is_not_is_refused_before_anything_is_looked_for(
+    values, message
+):
+    with pytest.raises(InputError) as caught:
+        GPT2.from_pretrained("/no/such/folder", **values)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n_layer": "3"}, "n_layer is '3', allowed is a whole number"),
+        ({"n_layer": 3.0}, "n_layer is 3.0, allowed is a whole number"),
+        ({"n_embd": None}, "n_embd is None, allowed is a whole number"),
+        ({"embd_pdrop": "0.1"}, "embd_pdrop is '0.1', allowed is a number"),
+        ({"activation_function": ["relu"]}, "activation_function is ['relu'], allowed is a text"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1, allowed is True or False"),
+    ],
+)
+def test_a_config_of_other_types_is_refused(values, message):
+    with pytest.raises(InputError) as caught:
+        GPT2Config(**values)
+    assert str(caught.value) == message
+
+
+def test_a_share_of_dropout_is_a_share():
+    with pytest.raises(InputError, match=r"^p is 1\.5, allowed is from 0 to below 1$"):
+        GPT2(PRIMES).set_dropout(1.5)

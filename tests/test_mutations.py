@@ -1,5 +1,8 @@
 """The checks of the other test files notice mistakes: each one made here on purpose breaks one."""
 
+import ctypes
+import functools
+import importlib
 import math
 import re
 from collections.abc import Callable
@@ -10,14 +13,31 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import walk
+from cached import ragged_difference, random_model, split_difference
 from hf_models import TOLERANCE, gradient_difference, logit_difference, token_ids
+from minigpt2 import lora
 from minigpt2 import model as model_module
-from minigpt2 import weights
 from minigpt2.cache import KVCache, LayerCache
+from minigpt2.decoding import cpu_layout as packed
+from minigpt2.decoding import cuda_graphs as graphs
+from minigpt2.decoding import int8 as quantize
+from minigpt2.decoding import int8_kernel as kernel
+from minigpt2.decoding.drafters import NGramDrafter
+from minigpt2.equivalences import WAYS, difference
 from minigpt2.errors import InputError
+from minigpt2.evaluation import scorer as scorer_module
+from minigpt2.formats import hugging_face
+from minigpt2.formats.peft import Adapter, LoRAConfig
+from minigpt2.loss import summed_loss
 from minigpt2.model import ACTIVATIONS, GPT2, Block, CausalSelfAttention, GPT2Config
-from test_cache import ragged_difference, random_model, split_difference
+from minigpt2.sampling import SamplingConfig
+from minigpt2.system.precision import Precision
+from minigpt2.training import blocks
+from minigpt2.training.step import accumulate
 
+# `minigpt2.generate` is the function of that name
+generate_module = importlib.import_module("minigpt2.generate")
 MARGIN = 1e-4  # a million times what the checks tolerate
 MUTATIONS = []
 
@@ -69,18 +89,18 @@ def in_attention(patch, change):
 
 def under_other_names(patch, rename):
     """Read each tensor from where another one lies."""
-    open_files = weights.TensorFiles.open
+    open_files = hugging_face.TensorFiles.open
 
     def opened(cls, folder):
         tensors = open_files(folder).tensors
         return cls(folder, {name: tensors[rename(name)] for name in tensors})
 
-    patch.setattr(weights.TensorFiles, "open", classmethod(opened))
+    patch.setattr(hugging_face.TensorFiles, "open", classmethod(opened))
 
 
 def with_other_values(patch, change):
     """Change tensors as they are read."""
-    open_files = weights.TensorFiles.open
+    open_files = hugging_face.TensorFiles.open
 
     def changed(name, stored):
         return stored._replace(read=lambda: change(name, stored.read()))
@@ -89,7 +109,7 @@ def with_other_values(patch, change):
         tensors = open_files(folder).tensors
         return cls(folder, {name: changed(name, stored) for name, stored in tensors.items()})
 
-    patch.setattr(weights.TensorFiles, "open", classmethod(opened))
+    patch.setattr(hugging_face.TensorFiles, "open", classmethod(opened))
 
 
 def with_config(patch, **values):
@@ -133,17 +153,17 @@ def layer_norm_epsilon_of_the_config_ignored(patch):
 
 @mutation()
 def attention_projection_not_transposed(patch):
-    patch.setattr(weights, "TRANSPOSED", re.compile(r"(c_attn|c_fc|mlp\.c_proj)\.weight$"))
+    patch.setattr(hugging_face, "TRANSPOSED", re.compile(r"(c_attn|c_fc|mlp\.c_proj)\.weight$"))
 
 
 @mutation(n_inner=64)
 def mlp_not_transposed(patch):
-    patch.setattr(weights, "TRANSPOSED", re.compile(r"attn\.(c_attn|c_proj)\.weight$"))
+    patch.setattr(hugging_face, "TRANSPOSED", re.compile(r"attn\.(c_attn|c_proj)\.weight$"))
 
 
 @mutation(refused=True)
 def token_embedding_transposed_too(patch):
-    patch.setattr(weights, "TRANSPOSED", re.compile(r"(c_attn|c_proj|c_fc|wte)\.weight$"))
+    patch.setattr(hugging_face, "TRANSPOSED", re.compile(r"(c_attn|c_proj|c_fc|wte)\.weight$"))
 
 
 @mutation()
@@ -195,7 +215,7 @@ def weights_rounded_to_bfloat16(patch):
 
 @mutation(refused=True)
 def masks_known_by_the_end_of_their_names(patch):
-    patch.setattr(weights, "MASKS", re.compile(r".*attn\.bias$"))  # takes c_attn.bias along
+    patch.setattr(hugging_face, "MASKS", re.compile(r".*attn\.bias$"))  # takes c_attn.bias along
 
 
 @mutation()
@@ -394,6 +414,30 @@ def test_the_parity_check_passes_without_a_mutation(hf_folder, values):
     assert logit_difference(hf_folder(**values)) <= TOLERANCE
 
 
+def upcast_undone_by_autocast(patch):
+    def attend(self, q, k, v, mask):
+        wide = (part.float() if self.upcast else part for part in (q, k, v))
+        return self.softmax_attention(*wide, mask).to(q.dtype)
+
+    patch.setattr(CausalSelfAttention, "attend", attend)
+
+
+def autocast_difference(folder):
+    """How far attention that upcasts is under autocast from what it is without."""
+    attention = GPT2.from_pretrained(folder).h[0].attn
+    parts = torch.randn(3, 2, 4, 23, 16, generator=torch.Generator().manual_seed(1)).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = attention.attend(*parts, None)
+    return difference(found, attention.attend(*parts, None))
+
+
+def test_the_check_of_upcast_attention_notices(hf_folder, monkeypatch):
+    folder = hf_folder(reorder_and_upcast_attn=True)
+    assert autocast_difference(folder) == 0
+    upcast_undone_by_autocast(monkeypatch)
+    assert autocast_difference(folder) > MARGIN
+
+
 def attention_detached(patch):
     attend = CausalSelfAttention.attend
     patch.setattr(
@@ -494,3 +538,260 @@ def test_the_cache_checks_pass_without_a_mutation():
 def test_the_cache_checks_notice(monkeypatch, make):
     make(monkeypatch)
     assert not cache_difference() < MARGIN
+
+
+# ways to compute that are not the plain one
+
+
+WAY_MUTATIONS = []
+
+
+def in_ways(*cases):
+    """Put a mistake on the list; `cases` are the (way, folder) in which the walk must notice it."""
+
+    def add(make):
+        WAY_MUTATIONS.extend((make, *case) for case in cases)
+        return make
+
+    return add
+
+
+@in_ways(("int8 kernel", "tied"), ("int8 kernel", "untied"))
+def int8_matrices_read_transposed(patch):
+    init = quantize.Int8Linear.__init__
+
+    def kept(self, weight, scale, bias):
+        init(self, weight, scale, bias)
+        self.weight = weight
+
+    def without_a_look_at_strides(function, x, linear):
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        y = torch.empty(len(rows), len(linear.scale))
+        tensors = (rows, linear.weight, linear.scale, linear.bias, y)
+        function(
+            *(ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors),
+            *(ctypes.c_long(n) for n in (len(rows), y.shape[1], rows.shape[1])),
+        )
+        return y.view(*x.shape[:-1], -1)
+
+    patch.setattr(quantize.Int8Linear, "__init__", kept)
+    patch.setattr(kernel, "_call", without_a_look_at_strides)
+
+
+@in_ways(("int8 kernel", "tied"))
+def two_rows_of_the_int8_kernel_swapped(patch):
+    forward = kernel.FewRows.forward
+    patch.setattr(kernel.FewRows, "forward", lambda self, x: forward(self, x.flip(-2)))
+
+
+@in_ways(("int8", "tied"), ("int8", "float16"))
+def int8_scales_of_the_row_before(patch):
+    def shifted(weight, round_rows=quantize.round_rows):
+        steps, scale = round_rows(weight)
+        return steps, scale.roll(1)
+
+    patch.setattr(quantize, "round_rows", shifted)
+
+
+@in_ways(("packed int8", "tied"))
+def int8_activations_of_one_digit(patch):
+    patch.setattr(packed, "SPLIT", 1e6)
+
+
+@in_ways(("packed int8", "tied"), ("int8 kernel", "untied"))
+def int8_activations_cut_off_at_255(patch):
+    patch.setattr(packed, "ZERO_POINT", 220)
+
+
+@in_ways(("packed float32", "tied"), ("packed float32", "float16"))
+def packed_biases_forgotten(patch):
+    init = packed.PackedLinear.__init__
+
+    def without(self, linear):
+        init(self, linear)
+        self.bias = None
+
+    patch.setattr(packed.PackedLinear, "__init__", without)
+
+
+@in_ways(("deferred weights", "tied"), ("packed float32", "tied"))
+def head_of_deferred_weights_off_by_a_row(patch):
+    skeleton = model_module.skeleton
+
+    def shifted(folder, *, own_head=False, **options):
+        model, files = skeleton(folder, own_head=own_head, **options)
+        if own_head:
+            head = files.tensors[hugging_face.HEAD]
+            files.tensors[hugging_face.HEAD] = head._replace(read=lambda: head.read().roll(1, 0))
+        return model, files
+
+    patch.setattr(model_module, "skeleton", shifted)
+
+
+@in_ways(("fixed shapes", "tied"))
+def all_slots_seen_in_fixed_shapes(patch):
+    def unmasked(self, positions, all_slots=KVCache.all_slots):
+        mask, layers = all_slots(self, positions)
+        return torch.ones_like(mask), layers
+
+    patch.setattr(KVCache, "all_slots", unmasked)
+
+
+@in_ways(("fixed shapes", "tied"))
+def positions_of_the_first_row_in_fixed_shapes(patch):
+    def first(self, idx, positions, cache, run=graphs.FixedDecodeStep._run):
+        return run(self, idx, positions[:1].expand_as(positions), cache)
+
+    patch.setattr(graphs.FixedDecodeStep, "_run", first)
+
+
+@in_ways(("LoRA beside", "LoRA"), ("LoRA folded", "LoRA"), ("peft's adapter", "peft"))
+def lora_scale_ignored(patch):
+    patch.setattr(LoRAConfig, "scale", property(lambda self: 1.0))
+
+
+@in_ways(("LoRA folded", "LoRA"), ("peft's adapter", "peft"))
+def lora_folded_twice(patch):
+    def twice(self, name, weight, folded=Adapter.folded):
+        return folded(self, name, folded(self, name, weight))
+
+    patch.setattr(Adapter, "folded", twice)
+
+
+@in_ways(("LoRA beside", "LoRA"))
+def lora_beside_the_first_matrix_only(patch):
+    def first(self, input, forward=lora.LoRALinear.forward):
+        is_first = self.out_features == 3 * self.in_features
+        return (forward if is_first else nn.Linear.forward)(self, input)
+
+    patch.setattr(lora.LoRALinear, "forward", first)
+
+
+def noticed(way, folder):
+    """Whether the walk of a way fails for one of the places where users meet it."""
+    for make in {**walk.MODELS, **walk.ADAPTERS}[way]:
+        twin = walk.added_by_hand if way in walk.ADAPTERS else walk.TWINS[WAYS[way].twin]
+        model = make(folder)
+        goes = walk.goes(model, way) or way in walk.UNMARKED
+        if not goes or walk.worst(model, twin(folder))[0] > WAYS[way].tolerance:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("make", "way", "name"),
+    WAY_MUTATIONS,
+    ids=lambda value: getattr(value, "__name__", None) or value.replace(" ", "-"),
+)
+def test_the_walk_of_the_ways_notices(walked_folders, monkeypatch, tmp_path, make, way, name):
+    monkeypatch.setenv("MINIGPT2_CACHE", str(tmp_path / "cache"))
+    if noticed(way, walked_folders[name]):
+        pytest.skip(f"{way} is not to be had on this machine")
+    make(monkeypatch)
+    # the look at a routine before it is used notices some by itself
+    monkeypatch.setattr(packed, "works", lambda *_: True)
+    monkeypatch.setattr(kernel, "_computes_the_same", lambda product: True)
+    kernel.int8_product.cache_clear()
+    assert noticed(way, walked_folders[name])
+    kernel.int8_product.cache_clear()
+
+
+def every_guess_kept(patch):
+    def kept(guesses, probs, generators):
+        return [[*guess.ids, int(p[len(guess.ids)].argmax())] for guess, p in zip(guesses, probs)]
+
+    patch.setattr(generate_module, "accept", kept)
+
+
+def guesses_checked_by_the_place_before(patch):
+    accept = generate_module.accept
+
+    def shifted(guesses, probs, generators):
+        return accept(guesses, torch.cat((probs[:, :1], probs[:, :-1]), 1), generators)
+
+    patch.setattr(generate_module, "accept", shifted)
+
+
+def wrong_guesses_left_in_the_cache(patch):
+    truncate = KVCache.truncate
+
+    def longer(self, lengths):
+        truncate(self, [min(n + 1, int(m)) for n, m in zip(lengths, self.lengths)])
+
+    patch.setattr(KVCache, "truncate", longer)
+
+
+GUESS_MUTATIONS = [
+    every_guess_kept,
+    guesses_checked_by_the_place_before,
+    wrong_guesses_left_in_the_cache,
+]
+
+
+@pytest.mark.parametrize("make", GUESS_MUTATIONS)
+def test_the_walk_of_guesses_notices(walked_folders, monkeypatch, make):
+    model = walk.plain(walked_folders["tied"])
+    rows = [[5], [7, 9, 200], [5, 6, 5, 6, 5]]
+    options = {"max_new_tokens": 70, "sampling": SamplingConfig(0)}
+    expected = generate_module.generate(model, rows, **options)
+    drafter = NGramDrafter(shortest=1)
+    assert generate_module.generate(model, rows, drafter=drafter, **options) == expected
+    make(monkeypatch)
+    try:
+        found = generate_module.generate(model, rows, drafter=drafter, **options)
+    except AssertionError:
+        return
+    assert found != expected
+
+
+def last_chunk_of_the_loss_left_out(patch):
+    def shorter(x, weight, targets, scale=1.0):
+        targets = targets.flatten(0, -1).clone()
+        targets[-7:] = -100
+        return summed_loss(x, weight, targets, scale, most=len(weight) * 7)
+
+    patch.setattr(scorer_module, "summed_loss", shorter)
+
+
+def recomputed_blocks_with_other_dropout(patch):
+    patch.setattr(
+        blocks, "checkpoint", functools.partial(blocks.checkpoint, preserve_rng_state=False)
+    )
+
+
+def blocks_compiled_without_their_residual(patch):
+    patch.setattr(
+        torch,
+        "compile",
+        lambda forward: lambda x, *rest: forward(x, *rest) - x,  # as if fused away
+    )
+
+
+TRAINING_MUTATIONS = {
+    last_chunk_of_the_loss_left_out: {},
+    recomputed_blocks_with_other_dropout: {"recomputed": True},
+    blocks_compiled_without_their_residual: {"compiled": True},
+}
+
+
+def gradients_of_a_step(*, recomputed=False, compiled=False):
+    """The loss and gradients of a step with dropout, as train.py takes it."""
+    config = GPT2Config(vocab_size=37, block_size=13, n_embd=14, n_layer=2, n_head=2)
+    model = GPT2(config, generator=torch.Generator().manual_seed(1)).train()
+    precision = Precision(torch.device("cpu"), torch.float32)
+    blocks.prepare_blocks(model, precision, (2, 13), compiled=compiled, recomputed=recomputed)
+    idx = token_ids(37, 4, 14)
+    batch = idx[:, :-1], idx[:, 1:]
+    loss = accumulate(scorer_module.Scorer(model), batch, precision, 2, seed=3)
+    gradients = [parameter.grad.flatten() for parameter in model.parameters()]
+    return torch.cat([torch.tensor([loss]), *gradients])
+
+
+@pytest.mark.parametrize("make", TRAINING_MUTATIONS)
+def test_the_walk_of_training_notices(monkeypatch, make):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    options = TRAINING_MUTATIONS[make]
+    plain = gradients_of_a_step()
+    assert torch.equal(gradients_of_a_step(**options), plain)
+    make(monkeypatch)
+    assert difference(gradients_of_a_step(**options), plain) > MARGIN

@@ -9,12 +9,15 @@ import subprocess
 import sys
 
 import pytest
+import tree
 
-from scripts import ROOT, run_here, tiny_folder
+from scripts import ROOT, later_wins, run_here, tiny_folder
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "data" / "README.md"]
-INSTALLS = ("pip install ", "pytest")  # these two lines are what .ci/run runs literally
-# what makes a documented command short and independent of the network; a later flag wins
+DOCUMENTS = [ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "CONTRIBUTING.md"]
+# what .ci/run runs literally
+INSTALLS = ("pip install ", "pytest", "ruff ", "pyright")
+GOLDEN = "python tests/golden.py"  # run by test_golden.py
+# what makes a documented command short
 SHORTER = {
     "train": ["--max-steps", "1", "--batch-size", "1", "--block-size", "16"],
     "sample": ["--max-new-tokens", "3"],
@@ -28,7 +31,8 @@ def blocks(language):
 
 
 def commands():
-    return [line for block in blocks("bash") for line in block.splitlines() if line]
+    lines = [line.strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line and line != GOLDEN]
 
 
 def script_commands():
@@ -80,7 +84,7 @@ def test_every_line_of_the_documents_is_a_command_that_some_test_runs():
 def test_ci_installs_and_tests_as_the_readme_says():
     steps = (ROOT / ".ci" / "run").read_text("utf-8").replace("pip install -q", "pip install")
     for line in commands():
-        if line.startswith(INSTALLS) and "pytest -m" not in line:
+        if line.startswith(INSTALLS) and " -m " not in line:
             assert line in steps
 
 
@@ -104,20 +108,20 @@ def test_the_documented_commands_work(line, workplace, capsys, monkeypatch):
     launcher, *argv = shlex.split(line)
     if launcher == "torchrun":
         argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", *argv]
-        argv[argv.index("train.py")] = str(ROOT / "train.py")
-        argv += ["--out", "runs/new", *SHORTER["train"], "--batch-size", "2"]
+        at = argv.index("train.py")
+        short = ["--out", "runs/new", *SHORTER["train"], "--batch-size", "2"]
+        argv[at:] = [str(ROOT / "train.py"), *later_wins(*argv[at + 1 :], *short)]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr
         return
     script, *argv = argv
     script = script.removesuffix(".py")
-    if script == "train":
-        argv += ["--out", "runs/new"]
+    argv = later_wins(*argv, *SHORTER[script], *["--out", "runs/new"] * (script == "train"))
     if "--resume" in argv:
         first = [flag for flag in argv if flag != "--resume"]
-        assert run_here(capsys, script, *first, *SHORTER[script]).code == 0
+        assert run_here(capsys, script, "--data", "my.txt", *first).code == 0
     monkeypatch.setattr("builtins.input", one_answer())
-    result = run_here(capsys, script, *argv, *SHORTER[script])
+    result = run_here(capsys, script, *argv)
     assert result.code == 0, result.err
 
 
@@ -148,3 +152,21 @@ def test_the_public_names_are_there_and_generate_is_the_function():
     assert set(minigpt2.__all__) <= set(dir(minigpt2))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = minigpt2.nothing
+
+
+def test_the_tree_of_files_is_what_the_modules_say_of_themselves():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert text == tree.in_readme(text), "python tests/tree.py --write renews it"
+    assert all(len(line) <= 120 for line in tree.tree().splitlines())
+    assert len(tree.tree().splitlines()) > 60
+
+
+@pytest.mark.parametrize(
+    "path", [*DOCUMENTS, ROOT / "docs" / "benchmarks.md"], ids=lambda p: p.name
+)
+def test_the_files_that_the_documents_name_are_there(path):
+    text = path.read_text("utf-8")
+    named = re.findall(r"`((?:minigpt2|tests|benchmarks|docs)/[\w./]+)`", text)
+    linked = re.findall(r"\]\(([\w./-]+)[)#]", text)
+    for name in [*named, *linked]:
+        assert (path.parent / name).exists() or (ROOT / name).exists(), name

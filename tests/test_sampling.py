@@ -18,10 +18,14 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from chi_square import chi_square
 from hf_models import reference, token_ids
 from minigpt2.errors import InputError
 from minigpt2.sampling import (
+    NOTHING,
+    Guess,
     SamplingConfig,
+    accept,
     draw,
     min_p,
     no_repeat_ngram,
@@ -545,3 +549,71 @@ def test_a_rows_numbers_depend_on_seed_and_row_alone():
     again = [torch.rand(4, generator=row_generator(*pair)).tolist() for pair in pairs]
     assert first == again
     assert len(set(map(tuple, first))) == len(pairs)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": "0.8"}, "temperature is '0.8', allowed is a number"),
+        ({"temperature": None}, "temperature is None, allowed is a number"),
+        ({"temperature": -1}, "temperature is -1, allowed is 0 or more"),
+        ({"top_k": 1.5}, "top_k is 1.5, allowed is a whole number"),
+        ({"top_k": True}, "top_k is True, allowed is a whole number"),
+        ({"top_p": [0.5]}, "top_p is [0.5], allowed is a number"),
+    ],
+)
+def test_options_of_other_types_are_refused_by_parameter(values, message):
+    with pytest.raises(InputError) as caught:
+        SamplingConfig(**values)
+    assert str(caught.value) == message
+
+
+# guesses, and how they are checked
+
+
+def accepted(guess, probs, n=8000):
+    """Counts (V,) of the first token that `accept` returns, and how often it was the guess."""
+    generator, counts = torch.Generator().manual_seed(4), torch.zeros(probs.shape[1])
+    lengths = []
+    for _ in range(n):
+        (ids,) = accept([guess], probs[None], [generator])
+        counts[ids[0]] += 1
+        lengths.append(len(ids))
+    return counts.double(), lengths
+
+
+P = torch.tensor([[0.5, 0.2, 0.3, 0.0], [0.1, 0.4, 0.0, 0.5]])
+
+
+@pytest.mark.parametrize("token", range(4))
+def test_a_certain_guess_stays_with_its_probability_and_changes_no_distribution(token):
+    counts, lengths = accepted(Guess([token]), P)
+    assert chi_square(counts, P[0].double()) > 1e-3
+    assert lengths.count(2) == int(counts[token]) and set(lengths) <= {1, 2}
+
+
+@pytest.mark.parametrize(
+    "q", [[0.25, 0.25, 0.25, 0.25], [0.0, 0.9, 0.1, 0.0], [0.5, 0.2, 0.3, 0.0]], ids=str
+)
+def test_a_drawn_guess_changes_no_distribution(q):
+    q, generator, counts = torch.tensor(q), torch.Generator().manual_seed(6), torch.zeros(4)
+    stayed = 0
+    for _ in range(8000):
+        token = int(torch.multinomial(q, 1, generator=generator))
+        (ids,) = accept([Guess([token], q[None])], P[None], [generator])
+        counts[ids[0]] += 1
+        stayed += len(ids) == 2
+    assert chi_square(counts.double(), P[0].double()) > 1e-3
+    overlap = float(torch.minimum(q, P[0]).sum())  # Leviathan et al., theorem 3.5
+    assert stayed / 8000 == pytest.approx(overlap, abs=0.02)
+
+
+def test_tokens_of_probability_zero_are_never_accepted():
+    counts, _ = accepted(Guess([3]), P, n=500)
+    assert counts[3] == 0
+
+
+def test_without_guesses_one_token_comes():
+    assert [len(ids) for ids in accept([NOTHING] * 2, P[:, None], [torch.Generator()] * 2)] == [
+        1, 1
+    ]  # fmt: skip

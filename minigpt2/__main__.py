@@ -1,0 +1,38 @@
+"""The command: minigpt2 train | sample | convert | corpus | report"""
+
+from .system.signals import exit_on_signals
+
+if __name__ == "__main__":
+    exit_on_signals()  # from the first import on
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "train": "fine-tune GPT-2, or train a small one, on your own text",
+    "sample": "continue a prompt with GPT-2 or a model you trained",
+    "convert": "rewrite a checkpoint as a clean Hugging Face folder",
+    "corpus": "prepare a text for training and report what is in it",
+    "report": "write the pictures and pages of a run anew",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first word names, and return its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in COMMANDS:
+        return import_module(f".cli.{argv[0]}", "minigpt2").run(argv[1:])
+    from .cli.console import show_commands
+
+    return show_commands(COMMANDS, argv)
+
+
+def command() -> int:
+    """The program that `pip install` puts beside python."""
+    exit_on_signals()
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Flags, messages, exit codes: one module a command."""

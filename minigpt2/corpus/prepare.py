@@ -1,0 +1,513 @@
+"""Files of text to a training part and a held-out part, as token files.
+
+Knows documents and a tokenizer's ids, nothing of models and batches.
+
+Text is read in chunks and tokenized by several processes, so neither size nor number of files is
+limited by memory; what comes out depends on the text and the options alone. It is kept in a folder
+named by a hash of both, so whatever changes one of them makes a new folder. All these folders can
+be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError, OptionError
+from ..system.files import cache_folder, file_sha256, lock, read_json, sync, write_json
+from .hold_out import hold_out
+from .near_duplicates import near_duplicates
+from .options import TextConfig
+from .sources.documents import kind_of
+from .sources.files import Source
+from .sources.find import find_sources
+from .token_file import BLOCK_BYTES, DOCUMENT, TokenFile, dtype_for, write_token_file
+from .tokenizing import TOKENIZED, TextTokenizer, tokenize
+
+logger = logging.getLogger(__name__)
+
+DEFAULT = TextConfig()
+FORMAT = 3  # raise it when the same text and options would give other files
+LOCKS = ".locks"
+WHOLE = "corpus.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """The text to train on and the text held out, which share no document (or no token, where one
+    document had to be cut), and how much both are.
+    """
+
+    train: TokenFile
+    val: TokenFile | None
+    n_documents: int  # that are not empty and were kept
+    n_characters: int
+    n_tokens: int  # with one end-of-text per document
+    counts: Mapping[str, int] = field(default_factory=dict)  # of what was found and changed
+
+    @property
+    def identity(self) -> str:
+        """The same for equal training and held-out tokens only, wherever they came from."""
+        files = [self.train, *([self.val] if self.val else [])]
+        prompts = [np.ascontiguousarray(file.documents["prompt"]) for file in files]
+        digests = [
+            hashlib.sha256(lengths.tobytes()).hexdigest() for lengths in prompts if lengths.any()
+        ]
+        return _hash_of([[file.info.sha256 for file in files], digests])[:16]
+
+
+@dataclass(frozen=True)
+class CorpusInfo:
+    """The JSON file of a prepared corpus, written last: the folder is complete."""
+
+    files: tuple[str, ...]  # the parts that are there: "train", and "val" or not
+    n_documents: int
+    n_characters: int
+    n_tokens: int
+    counts: Mapping[str, int]
+
+    def write(self, path: Path) -> None:
+        write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> CorpusInfo:
+        """Raises InputError for a file that is missing or says what no corpus consists of."""
+        values = {"counts": {}, **read_json(path)}
+        if values.keys() != {part.name for part in fields(cls)}:
+            raise InputError(f"{path} is damaged")
+        files, counts = values.pop("files"), values.pop("counts")
+        if files not in (["train"], ["train", "val"]) or not isinstance(counts, dict):
+            raise InputError(f"{path} is damaged")
+        totals = values.values()
+        if not all(type(n) is int and n >= 0 for n in [*counts.values(), *totals]) or 0 in totals:
+            raise InputError(f"{path} is damaged")
+        return cls(tuple(files), counts=counts, **values)
+
+
+def prepare(
+    paths: Sequence[str | Path],
+    tokenizer: TextTokenizer,
+    *,
+    val_paths: Sequence[str | Path] = (),
+    val_fraction: float = 0.1,
+    text: TextConfig = DEFAULT,
+    workers: int = 1,
+    cache_dir: str | Path | None = None,
+) -> Corpus:
+    """Tokenize files, folders or globs, or find that this was done before.
+
+    Held out are `val_paths` if there are any, or else about `val_fraction` of the tokens, in whole
+    documents where that is possible (`hold_out`). With `workers` above 1 long texts are
+    tokenized by as many processes: then call it below `if __name__ == "__main__"`. `cache_dir` is
+    by default `default_cache_dir()`. Raises InputError or NotFoundError for files that are missing,
+    empty or no text, or change meanwhile.
+    """
+    if not 0 <= val_fraction < 1:
+        raise InputError(f"val_fraction is {val_fraction}, allowed is from 0 to below 1")
+    cache = Path(cache_dir or default_cache_dir())
+    with _writable(cache), _spool(cache, paths, val_paths) as spool:
+        train = find_sources(paths, spool=spool, text=text)
+        val = find_sources(val_paths, spool=spool, text=text) if val_paths else []
+        _warn_of_idle_settings([*train, *val], text)
+        twice = {source.path.resolve() for source in train} & {s.path.resolve() for s in val}
+        if twice:
+            raise InputError(f"{min(twice)} is both training and held-out text: name it once")
+        inputs = _CorpusInputs.of(train, val, 0.0 if val else float(val_fraction), text)
+        folder = cache / inputs.key(tokenizer)
+        corpus, origin = _open_whole(folder, inputs), ", from cache"
+        if corpus is None:
+            with _workspace(cache, folder.name) as new:
+                corpus = _open_whole(folder, inputs)  # another process may have made it
+                if corpus is None:
+                    _make(new, inputs, tokenizer, workers)
+                    sync(new)
+                    new.rename(folder)
+                    sync(cache)
+                    corpus, origin = _open_whole(folder, inputs), ""
+    assert corpus is not None
+    _log_totals(corpus, origin)
+    return corpus
+
+
+def _warn_of_idle_settings(sources: Sequence[Source], text: TextConfig) -> None:
+    """Say which settings are for files of another kind."""
+    kinds = [kind_of(source) for source in sources]
+    if text.text_field != DEFAULT.text_field and "rows" not in kinds:
+        logger.warning("--text-field changes nothing: no file has rows with fields")
+    if text.document_separator is not None and "text" not in kinds:
+        logger.warning(
+            "--document-separator changes nothing: it is for plain text, and none is here"
+        )
+
+
+def default_cache_dir() -> Path:
+    """The folder "tokens" of our cache (files.py)."""
+    return cache_folder("tokens")
+
+
+@dataclass(frozen=True)
+class _CorpusInputs:
+    """What decides, together with a tokenizer, which token files come out."""
+
+    sources: tuple[Source, ...]  # to train on, then those that are held out
+    n_train: int
+    val_fraction: float
+    text: TextConfig
+    sha256: tuple[str, ...]  # of the sources' bytes
+    stamps: tuple[tuple[int, ...], ...]  # what their sizes and times were before they were read
+
+    @classmethod
+    def of(
+        cls, train: Sequence[Source], val: Sequence[Source], val_fraction: float, text: TextConfig
+    ) -> _CorpusInputs:
+        sources = (*train, *val)
+        stamps = tuple(_stamp(source) for source in sources)
+        hashes = tuple(_content_hash(source) for source in sources)
+        return cls(sources, len(train), val_fraction, text, hashes, stamps)
+
+    @property
+    def has_own_val(self) -> bool:
+        return len(self.sources) > self.n_train
+
+    def key(self, tokenizer: TextTokenizer) -> str:
+        """The name of the folder: where the text lies and what its files are called, but for what
+        their suffixes say of their format, does not matter.
+        """
+        kinds = [sorted(_formats(source)) for source in self.sources]
+        content = [[*pair] for pair in zip(self.sha256, kinds)]
+        parts = content[: self.n_train], content[self.n_train :]
+        options = [self.val_fraction, asdict(self.text)]
+        return _hash_of([FORMAT, tokenizer.identity, options, parts])
+
+    def require_unchanged(self) -> None:
+        """Raise InputError for a file that is no longer what it was when its hash was taken."""
+        for source, stamp in zip(self.sources, self.stamps):
+            if _stamp(source) != stamp:
+                raise InputError(f"{source.label} changed while it was read: wait until it is done")
+
+
+def _formats(source: Source) -> set[str]:
+    """What says of which format a source is."""
+    return set(Path(source.label.lower()).suffixes[-2:])
+
+
+def _stamp(source: Source) -> tuple[int, ...]:
+    with _readable(source):
+        status = source.path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _content_hash(source: Source) -> str:
+    with _readable(source):
+        return file_sha256(source.path)
+
+
+@contextlib.contextmanager
+def _readable(source: Source) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        raise InputError(f"{source.label} cannot be read: {problem.strerror}") from problem
+
+
+def _make(folder: Path, inputs: _CorpusInputs, tokenizer: TextTokenizer, workers: int) -> None:
+    """Fill a folder with the token files of these inputs."""
+    ids_path = folder / "ids.tmp"
+    # 1. Tokenize every document, in order, into one file of ids.
+    tokenized, cleaned = tokenize(ids_path, inputs.sources, inputs.text, tokenizer, workers)
+    inputs.require_unchanged()
+    # 2. Leave out what is too short or there twice.
+    own_val = tokenized["source"] >= inputs.n_train  # in held-out text of its own
+    _require_text(inputs, own_val)
+    dtype = dtype_for(tokenizer.vocab_size)
+    # No name holds the memory map: Windows removes no file that is open.
+    kept, dropped = _keep(tokenized, own_val, inputs.text, np.memmap(ids_path, dtype, mode="r"))
+    # 3. Hold out a part.
+    segments = _segments(tokenized, kept, own_val, inputs)
+    # 4. Write both parts, and last what makes the folder whole.
+    files = _write_parts(folder, ids_path, segments, inputs, tokenizer)
+    ids_path.unlink()
+    pages = np.array([kind_of(source) == "page" for source in inputs.sources])
+    dropped["html"] = int(pages[tokenized["source"][kept]].sum())
+    info = CorpusInfo(
+        files=files,
+        n_documents=int(kept.sum()),
+        n_characters=int(tokenized["characters"][kept].sum()),
+        n_tokens=int((segments["end"] - segments["start"]).sum()),
+        counts={**cleaned, **dropped},
+    )
+    info.write(folder / WHOLE)
+
+
+def _require_text(inputs: _CorpusInputs, own_val: np.ndarray) -> None:
+    """Raise InputError if nothing is there to train on, or to judge by where that was named."""
+    if own_val.all():  # also where there is no document at all
+        first = 0
+    elif inputs.has_own_val and not own_val.any():
+        first = inputs.n_train
+    else:
+        return
+    label = inputs.sources[first].label if inputs.sources else "no file"
+    raise InputError(f"{label}: 0 tokens, there is no text: name files that are not empty")
+
+
+def _keep(
+    tokenized: np.ndarray, own_val: np.ndarray, text: TextConfig, ids: np.ndarray
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Which documents are kept, and how many were dropped or are there twice.
+
+    Of copies in both the training text and held-out text of its own, the held-out one counts.
+    """
+    kept = tokenized["characters"] >= text.min_characters
+    counts = {"dropped_short": int((~kept).sum())}
+    order = np.argsort(~own_val, kind="stable")  # held-out text first: of copies the first counts
+    copies, leaked = _copies(tokenized["key"], order[kept[order]], own_val)
+    if n_leaked := int(leaked.sum()):
+        some = "1 document" if n_leaked == 1 else f"{n_leaked:,} documents"
+        verb = "is" if n_leaked == 1 else "are"
+        logger.warning(f"{some} of the training text {verb} held-out text too: left out")
+    drop = copies if text.duplicates != "keep" else leaked
+    kept &= ~drop
+    counts["duplicates"] = int(copies.sum())
+    counts["dropped_duplicates"] = int(drop.sum())
+    if text.duplicates == "drop-near":
+        numbers = order[kept[order]]
+        starts = np.concatenate([[0], tokenized["end"][:-1]])
+        bodies = (ids[starts[n] : tokenized["end"][n] - 1] for n in numbers.tolist())
+        near = numbers[near_duplicates(bodies) >= 0]
+        kept[near] = False
+        counts["dropped_near_duplicates"] = len(near)
+    _require_both_parts(kept, own_val)
+    return kept, counts
+
+
+def _copies(
+    keys: np.ndarray, order: np.ndarray, own_val: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which documents, met in this order, have the key of an earlier one; and which of them are
+    training text whose first copy is held-out text of its own: two masks (documents,).
+    """
+    copies, leaked = np.zeros(len(keys), bool), np.zeros(len(keys), bool)
+    first_is_own_val: dict[bytes, bool] = {}  # by key
+    for number in order.tolist():
+        key = keys[number].tobytes()
+        copies[number] = key in first_is_own_val
+        first = first_is_own_val.setdefault(key, bool(own_val[number]))
+        leaked[number] = first and not own_val[number]
+    return copies, leaked
+
+
+def _require_both_parts(kept: np.ndarray, own_val: np.ndarray) -> None:
+    """Raise OptionError if what was dropped leaves nothing to judge by, or to train on."""
+    if own_val.any() and not kept[own_val].any():
+        raise OptionError(
+            "nothing is left to judge by: every document of val_paths is too short", "val_paths"
+        )
+    if not kept[~own_val].any():
+        raise OptionError(
+            "nothing is left to train on: every document is too short, or held-out text too; lower "
+            "min_characters or give other val_paths",
+            "min_characters",
+            "val_paths",
+        )
+
+
+SEGMENT = np.dtype(
+    [
+        ("start", "<i8"),
+        ("end", "<i8"),
+        ("held_out", "<i4"),
+        ("part", "<i4"),
+        ("document", TOKENIZED),
+    ]
+)
+
+
+def _segments(
+    tokenized: np.ndarray, kept: np.ndarray, held_out: np.ndarray, inputs: _CorpusInputs
+) -> np.ndarray:
+    """Where the tokens of the kept documents lie, and whether they are to train on (held_out 0) or
+    held out (1): SEGMENT records, one for each document and two for one that is cut.
+    """
+    segments = np.zeros(len(tokenized), SEGMENT)
+    segments["document"], segments["end"] = tokenized, tokenized["end"]
+    segments["start"][1:] = tokenized["end"][:-1]
+    segments["held_out"] = held_out
+    segments = segments[kept]
+    if inputs.has_own_val or not inputs.val_fraction:
+        return segments
+    lengths = segments["end"] - segments["start"]
+    keys = [key.tobytes() for key in segments["document"]["key"]]
+    split = hold_out(lengths, keys, inputs.val_fraction)
+    segments["held_out"] = split.held
+    if not split.holds_out:
+        logger.warning(
+            "nothing is held out: the text is too short, or every document is there more than once"
+        )
+    if (number := split.cut_document) < 0:
+        return segments
+    both = np.repeat(segments[number : number + 1], 2)
+    both["end"][0] = both["start"][1] = both["start"][0] + split.cut_at
+    both["held_out"], both["part"] = (0, 1), (1, 2)
+    n_prompt = both["document"]["prompt"][0]
+    both["document"]["prompt"] = min(n_prompt, split.cut_at), max(0, n_prompt - split.cut_at)
+    return np.concatenate([segments[:number], both, segments[number + 1 :]])
+
+
+def _write_parts(
+    folder: Path,
+    ids_path: Path,
+    segments: np.ndarray,
+    inputs: _CorpusInputs,
+    tokenizer: TextTokenizer,
+) -> tuple[str, ...]:
+    """Write the token files of the parts that have tokens; their names, without a suffix."""
+    written = []
+    for held_out, name in enumerate(("train", "val")):
+        part = segments[segments["held_out"] == held_out]
+        if not len(part):
+            continue
+        first_source = inputs.n_train if held_out and inputs.has_own_val else 0
+        write_token_file(
+            folder / f"{name}.bin",
+            _copied(ids_path, part, dtype_for(tokenizer.vocab_size)),
+            _as_documents(part, first_source),
+            vocab_size=tokenizer.vocab_size,
+            tokenizer=tokenizer.identity,
+        )
+        written.append(name)
+    return tuple(written)
+
+
+def _as_documents(segments: np.ndarray, first_source: int) -> np.ndarray:
+    documents = np.zeros(len(segments), DOCUMENT)
+    documents["end"] = np.cumsum(segments["end"] - segments["start"])
+    documents["part"] = segments["part"]
+    for name in ("row", "prompt"):
+        documents[name] = segments["document"][name]
+    documents["source"] = segments["document"]["source"] - first_source
+    return documents
+
+
+def _copied(path: Path, segments: np.ndarray, dtype: np.dtype) -> Iterator[bytes]:
+    """The bytes of these segments of a file of ids, neighbours in one go."""
+    borders = np.flatnonzero(segments["start"][1:] != segments["end"][:-1]) + 1
+    starts = segments["start"][[0, *borders]].tolist()
+    ends = segments["end"][[*(borders - 1), -1]].tolist()
+    with path.open("rb") as file:
+        for start, end in zip(starts, ends):
+            file.seek(start * dtype.itemsize)
+            left = (end - start) * dtype.itemsize
+            while left:
+                block = file.read(min(left, BLOCK_BYTES))
+                left -= len(block)
+                yield block
+
+
+def _open_whole(folder: Path, inputs: _CorpusInputs) -> Corpus | None:
+    """What was made of these inputs; None, with a notice, if it is damaged: then it is removed."""
+    if not folder.exists():
+        return None
+    try:
+        info = CorpusInfo.read(folder / WHOLE)
+        train = TokenFile.open(folder)
+        val = TokenFile.open(folder / "val.bin") if "val" in info.files else None
+        labels = tuple(source.label for source in inputs.sources)
+        train = replace(train, sources=labels[: inputs.n_train])
+        if val:
+            own = labels[inputs.n_train :] if inputs.has_own_val else labels
+            val = replace(val, sources=own)
+        return Corpus(
+            train, val, info.n_documents, info.n_characters, info.n_tokens, dict(info.counts)
+        )
+    except InputError as problem:
+        logger.warning("%s: doing that now", problem)
+    # Renamed first, so that no other process finds half of it.
+    aside = tempfile.mkdtemp(prefix=".", dir=folder.parent)
+    with contextlib.suppress(FileNotFoundError):  # another process did it
+        folder.rename(Path(aside, folder.name))
+    shutil.rmtree(aside, ignore_errors=True)
+    return None
+
+
+def _log_totals(corpus: Corpus, origin: str) -> None:
+    documents, characters, tokens = corpus.n_documents, corpus.n_characters, corpus.n_tokens
+    held_out = corpus.val.info.count if corpus.val else 0
+    logger.debug(
+        f"{documents:,} document{'s' * (documents != 1)}, {characters:,} characters, {tokens:,} "
+        f"tokens ({tokens / characters:.2f} per character): {tokens - held_out:,} to train on, "
+        f"{held_out:,} held out{origin}"
+    )
+
+
+@contextlib.contextmanager
+def _writable(cache: Path) -> Iterator[None]:
+    """Make the cache folder; InputError where it, or what is in it, cannot be written."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        yield
+    except InputError:
+        raise
+    except (OSError, NotImplementedError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
+        raise InputError(
+            f"{cache} cannot be written: {reason}; set MINIGPT2_CACHE to a folder with space for 4 "
+            "to 8 bytes per token"
+        ) from problem
+
+
+@contextlib.contextmanager
+def _spool(cache: Path, *paths: Sequence[str | Path]) -> Iterator[Path | None]:
+    """A folder for what comes from stdin, if it is named."""
+    if not any("-" in map(str, part) for part in paths if not isinstance(part, Path)):
+        yield None
+        return
+    name = f"stdin-{os.getpid()}"
+    try:
+        with _workspace(cache, name) as folder:
+            yield folder
+    finally:
+        _lock_file(cache, name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _workspace(cache: Path, name: str) -> Iterator[Path]:
+    """An empty folder for one process alone, removed afterwards unless it was renamed.
+
+    What killed processes left of theirs is removed too: the kernel has taken back their locks.
+    """
+    (cache / LOCKS).mkdir(exist_ok=True)
+    for old in cache.glob(".*.tmp"):
+        if left := lock(_lock_file(cache, old.stem[1:]), wait=False):
+            shutil.rmtree(old, ignore_errors=True)
+            left.release()
+    held = lock(_lock_file(cache, name), wait=False)
+    if held is None:
+        logger.info("another process prepares the same text: waiting for it")
+        held = lock(_lock_file(cache, name), wait=True)
+    assert held is not None
+    folder = cache / f".{name}.tmp"
+    try:
+        folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        held.release()
+
+
+def _lock_file(cache: Path, name: str) -> Path:
+    return cache / LOCKS / f"{name}.lock"
+
+
+def _hash_of(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, allow_nan=False).encode()).hexdigest()

@@ -1,0 +1,323 @@
+"""The rows of .jsonl, .json, .csv, .tsv and .parquet files, and the texts in them.
+
+Read row by row; only one row has to fit into memory, and of Parquet a few.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, BinaryIO, NamedTuple
+
+from ...errors import InputError, OptionError
+from ..options import TextConfig
+from .files import UnpackedFile, read_errors_named, suffixes_of
+
+FIELD_LIMIT = 2**31 - 1  # of the csv module, in characters
+JSON_SPACE = re.compile(r"[ \t\n\r]*")
+JSON_KINDS = {bool: "true or false", int: "a number", float: "a number", list: "an array"}
+JSON_KINDS |= {dict: "an object", type(None): "null"}
+
+Row = tuple[int, Any]  # its number, and an object or a string
+
+
+class Chunk(NamedTuple):
+    """A part of a document, in the order of the file."""
+
+    text: str  # "" only where is_last is True
+    row: int  # from 1: its row, object or separated part; 0 where the file is one document
+    is_last: bool  # the last chunk of its document
+    position: int  # bytes of the file, as it lies on disk, that were read so far
+    prompt: bool = False  # part of the "prompt" of a row with "prompt" and "completion"
+
+
+class NoRowsError(OptionError):
+    """A file that was to hold rows with text, and holds something else."""
+
+
+def row_chunks(file: UnpackedFile, field: str, rows: Iterable[Row]) -> Iterator[Chunk]:
+    """The texts of rows: the field of this name, or a prompt and its completion."""
+    for number, row in rows:
+        prompt, body, name = "", row, field
+        if isinstance(row, dict):
+            if field in row:
+                body = row[field]
+            elif "prompt" in row and "completion" in row:
+                prompt, body, name = row["prompt"], row["completion"], "completion"
+            else:
+                raise _no_field(f"{file.label}:row {number}", field, row)
+        elif not isinstance(row, str):
+            kind = JSON_KINDS[type(row)]
+            raise NoRowsError(
+                f"{file.label}:row {number} is {kind}, allowed is an object or a string"
+            )
+        if prompt != "" and (prompt := _checked(prompt, file, number, "prompt")):
+            yield Chunk(prompt, number, False, file.position, True)
+        yield Chunk(_checked(body, file, number, name), number, True, file.position)
+
+
+def _checked(value: object, file: UnpackedFile, row: int, name: str) -> str:
+    """The text of a field; "" for null."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        kind = JSON_KINDS[type(value)]
+        raise InputError(f"{file.label}:row {row} has {kind} in {name!r}, allowed is a string")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as problem:
+            code = f"\\u{ord(value[problem.start]):04x}"
+            raise InputError(
+                f"{file.label}:row {row} has {code}, half a character, in {name!r}: correct what "
+                "wrote it, or leave the row out"
+            ) from None
+    return value
+
+
+def _no_field(where: str, field: str, names: Iterable[str]) -> NoRowsError:
+    listed = ", ".join(names)
+    listed = listed if len(listed) <= 200 else f"{listed[:200]}..."
+    return NoRowsError(
+        f"{where} has no field {field!r}; its fields are {listed or 'none'}: name one with "
+        "text_field",
+        "text_field",
+    )
+
+
+def _json_lines(file: UnpackedFile, _: TextConfig) -> Iterator[Row]:
+    decode = json.JSONDecoder().decode
+    for number, line in enumerate(_lines(file.texts()), 1):
+        if not line or line.isspace():
+            continue
+        try:
+            row = decode(line)
+        except (ValueError, RecursionError) as problem:
+            at = f":column {problem.colno}" if isinstance(problem, json.JSONDecodeError) else ""
+            reason = getattr(problem, "msg", problem)
+            raise NoRowsError(
+                f"{file.label}:row {number}{at} is not JSON ({reason}): every line must be a whole "
+                "object or string; a file laid out otherwise is named .json"
+            ) from None
+        yield number, row
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    """Lines that end with \\n, without it."""
+    held: list[str] = []
+    for text in texts:
+        first, *others = text.split("\n")
+        held.append(first)
+        if others:
+            yield "".join(held)
+            held = [others.pop()]
+            yield from others
+    yield "".join(held)
+
+
+def _json_rows(file: UnpackedFile, _: TextConfig) -> Iterator[Row]:
+    """The values one after another, and of an array its elements."""
+    json_text, row = _Json(file), 0
+    while opening := json_text.peek():
+        if opening != "[":
+            row += 1
+            yield row, json_text.value(row)
+            continue
+        json_text.at += 1
+        closed = json_text.peek() == "]"
+        json_text.at += closed
+        while not closed:
+            row += 1
+            yield row, json_text.value(row)
+            after = json_text.peek()
+            if after not in (",", "]"):
+                raise json_text.problem(row, "Expecting ',' or ']' after it", json_text.at)
+            json_text.at += 1
+            closed = after == "]"
+            json_text.peek()
+
+
+class _Json:
+    """JSON text that is parsed value by value and read as far as that needs."""
+
+    def __init__(self, file: UnpackedFile) -> None:
+        self._label, self._texts = file.label, file.texts()
+        self._decoder = json.JSONDecoder()
+        self._text, self.at = "", 0  # where the next value begins
+        self._line, self._column = 1, 1  # of the first character of the text held
+
+    def peek(self) -> str:
+        """Go to the next character that is no white space, and return it; "" at the end."""
+        while True:
+            found = JSON_SPACE.match(self._text, self.at)
+            self.at = found.end() if found else self.at
+            if self.at < len(self._text):
+                return self._text[self.at]
+            if not self._read_more():
+                return ""
+
+    def value(self, row: int) -> object:
+        """The value that begins here."""
+        while True:
+            try:
+                value, self.at = self._decoder.raw_decode(self._text, self.at)
+                return value
+            except json.JSONDecodeError as problem:
+                # What the end of the text held cuts off is wrong only if there is no more.
+                cut = problem.pos > len(self._text) - 16 or problem.msg.startswith("Unterminated")
+                if not (cut and self._read_more()):
+                    raise self.problem(row, problem.msg, problem.pos) from None
+            except (ValueError, RecursionError) as problem:
+                raise self.problem(row, str(problem), self.at) from None
+
+    def problem(self, row: int, reason: str, at: int) -> InputError:
+        """An error that names a place in the text held."""
+        line, column = self._place(at)
+        where = f"{self._label}:row {row}"
+        return NoRowsError(f"{where} is not JSON, at line {line} column {column}: {reason}")
+
+    def _place(self, at: int) -> tuple[int, int]:
+        newlines = self._text.count("\n", 0, at)
+        column = at - self._text.rfind("\n", 0, at) if newlines else self._column + at
+        return self._line + newlines, column
+
+    def _read_more(self) -> bool:
+        """Drop what was parsed, and make what is left at least twice as long, so that the time a
+        long value takes stays in proportion; False if there is no more.
+        """
+        parts, size = [self._text[self.at :]], 0
+        for text in self._texts:
+            parts.append(text)
+            size += len(text)
+            if size >= len(parts[0]):
+                break
+        if not size:
+            return False
+        self._line, self._column = self._place(self.at)
+        self._text, self.at = "".join(parts), 0
+        return True
+
+
+def _table_rows(file: UnpackedFile, _: TextConfig, dialect: str = "excel") -> Iterator[Row]:
+    # Strict: otherwise a stray quote takes the rest of the file for one field, and loses itself.
+    reader = csv.reader(_table_lines(file.texts()), dialect, strict=True)
+    header, number = None, 0
+    while True:
+        limit = csv.field_size_limit(FIELD_LIMIT)  # is one for all of the process
+        try:
+            row = next(reader, None)
+        except csv.Error as problem:
+            raise InputError(
+                f"{file.label}:row {number + 1} cannot be read, near line {reader.line_num}: "
+                f'{problem}; quotes stand around whole fields, and "" for one inside'
+            ) from problem
+        finally:
+            csv.field_size_limit(limit)
+        if row is None:
+            return
+        if not row:
+            continue  # a blank line
+        if header is None:
+            header = row
+        else:
+            number += 1
+            if len(row) != len(header):
+                raise InputError(
+                    f"{file.label}:row {number} has {len(row)} fields, its header has "
+                    f'{len(header)}: put fields with separators in them in quotes ("...")'
+                )
+            yield number, dict(zip(header, row))
+
+
+def _table_lines(texts: Iterable[str]) -> Iterator[str]:
+    """Lines with their ends, which may be \\n, \\r\\n or \\r."""
+    held: list[str] = []
+    for text in texts:
+        if "\n" not in text:
+            held.append(text)
+            continue
+        lines = io.StringIO("".join([*held, text]), newline="").readlines()
+        held = [] if lines[-1].endswith("\n") else [lines.pop()]
+        yield from lines
+    yield from io.StringIO("".join(held), newline="")
+
+
+def _parquet_rows(file: UnpackedFile, text: TextConfig) -> Iterator[Row]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as problem:
+        raise InputError("reading .parquet files needs pyarrow: pip install pyarrow") from problem
+    with _seekable(file) as seekable:
+        try:
+            table = pyarrow.parquet.ParquetFile(
+                seekable, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True
+            )
+            columns = _text_columns(file, table.schema_arrow, text.text_field)
+            done, total, file.position = 0, table.metadata.num_rows, 0
+            n_rows = _rows_at_once(table.metadata, columns, file.chunk_bytes)
+            for batch in table.iter_batches(n_rows, columns=columns):
+                rows = batch.to_pylist()
+                yield from enumerate(rows, done + 1)
+                done += len(rows)
+                file.position = file.source.size * done // total
+        except (pyarrow.ArrowException, UnicodeDecodeError) as problem:
+            reason = str(problem).partition("\n")[0]
+            raise InputError(
+                f"{file.label} is no whole Parquet file ({reason}): make or download it again"
+            ) from problem
+
+
+@contextmanager
+def _seekable(file: UnpackedFile) -> Iterator[BinaryIO]:
+    """The unpacked file, open for reading at any place."""
+    packing = suffixes_of(file.label)[1]
+    blocks = file.blocks(b"PAR1")
+    if packing:
+        with tempfile.TemporaryFile() as unpacked:
+            unpacked.writelines(blocks)
+            yield unpacked
+    else:
+        next(blocks, None)  # refuses other kinds
+        with read_errors_named(file.label, packing), file.source.path.open("rb") as opened:
+            yield opened
+
+
+def _text_columns(file: UnpackedFile, schema: Any, field: str) -> list[str]:
+    """The columns that are read; InputError if they hold no text."""
+    from pyarrow import types
+
+    columns = [field] if field in schema.names else ["prompt", "completion"]
+    if not set(columns) <= set(schema.names):
+        raise _no_field(f"{file.label}:row 1", field, schema.names)
+    for name in columns:
+        kind = schema.field(name).type
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
+        if not any(test(kind) for test in tests):
+            raise InputError(f"{file.label}:row 1 has {kind} in {name!r}, allowed is a string")
+    return columns
+
+
+def _rows_at_once(metadata: Any, columns: Sequence[str], n_bytes: int) -> int:
+    """How many rows have about this many bytes in the columns that are read."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    parts = [group.column(number) for group in groups for number in range(group.num_columns)]
+    size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema in columns)
+    return min(2**14, max(1, metadata.num_rows * n_bytes // max(1, size)))
+
+
+ROW_READERS: dict[str, Callable[[UnpackedFile, TextConfig], Iterator[Row]]] = {
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json_rows,
+    ".csv": _table_rows,
+    ".tsv": partial(_table_rows, dialect="excel-tab"),
+    ".parquet": _parquet_rows,
+}

@@ -1,0 +1,303 @@
+"""Documents to token ids on disk, in order, by as many processes as one likes.
+
+What comes out depends on the text and the tokenizer alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import chain, groupby
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from ..errors import InputError, OptionError
+from .cleaning import Cleaner
+from .options import TextConfig
+from .sources.documents import read_documents
+from .sources.files import Source
+from .sources.rows import Chunk
+from .token_file import DOCUMENT, dtype_for
+
+logger = logging.getLogger(__name__)
+
+BATCH_CHARACTERS = 2**20  # that a process tokenizes at once
+ENOUGH_FOR_PROCESSES = 8 * 2**20  # bytes: less is tokenized sooner than processes are started
+NOTICE_SECONDS = 10
+# Ctrl-C and the end of the terminal; none where signals cannot be blocked, on Windows
+TERMINAL_SIGNALS = [signal.SIGINT, signal.SIGHUP] if hasattr(signal, "pthread_sigmask") else []
+
+# No piece of GPT-2's pattern has whitespace after anything else, so a text can be cut there.
+LAST_CUT = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)
+
+TOKENIZED = np.dtype(
+    [
+        *((name, DOCUMENT[name]) for name in ("end", "row", "prompt", "source")),
+        ("characters", "<i8"),
+        ("key", "V16"),  # the first bytes of its text's SHA-256
+    ]
+)
+TOKENIZED_STRUCT = struct.Struct("<qqqiq16s")  # a TOKENIZED record
+assert TOKENIZED_STRUCT.size == TOKENIZED.itemsize
+
+
+class TextTokenizer(Protocol):
+    """What a corpus needs of a tokenizer; to work in several processes it must be picklable."""
+
+    @property
+    def eot(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def identity(self) -> str: ...
+    def encode_array(self, text: str, /) -> np.ndarray: ...
+
+
+def default_workers() -> int:
+    """As many processes as this one may use CPU cores."""
+    usable = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
+def tokenize(
+    path: Path,
+    sources: Sequence[Source],
+    text: TextConfig,
+    tokenizer: TextTokenizer,
+    workers: int,
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Write the ids of all documents, each with its end-of-text, to a file of
+    `dtype_for(vocab_size)`.
+
+    Returns TOKENIZED records, which say where the documents end, and how many were changed by which
+    step of cleaning. Empty documents are left out.
+    """
+    cleaner = Cleaner(text)
+    reader = _DocumentReader(sources, text, cleaner)
+    tokenized, count, prompt = bytearray(), 0, 0
+    total = sum(source.size for source in sources)
+    with path.open("wb") as file, _encoder(tokenizer, workers, total) as encode:
+        for pieces, (ids, counts) in encode(_batches(reader)):
+            file.write(ids)
+            for piece, n_ids in zip(pieces, counts):
+                count += n_ids
+                if piece.prompt:
+                    prompt += n_ids - piece.is_last  # end-of-text is no prompt
+                if piece.is_last:
+                    row, *rest = reader.finished.popleft()
+                    tokenized += TOKENIZED_STRUCT.pack(count, row, prompt, *rest)
+                    prompt = 0
+    return np.frombuffer(tokenized, TOKENIZED), dict(cleaner.counts)
+
+
+def cut_at_words(chunks: Iterable[str], size: int = BATCH_CHARACTERS) -> Iterator[str]:
+    """A text, in chunks cut anywhere, as parts whose ids put together are the ids of the whole.
+
+    A part has about `size` characters, or more where the text has no word border.
+    """
+    held: list[str] = []  # has no place to cut
+    slices = (chunk[at : at + size] for chunk in chunks for at in range(0, len(chunk), size))
+    for part in slices:
+        before = held[-1][-1] if held else ""
+        if cut := LAST_CUT.match(before + part):
+            end = cut.end() - len(before)
+            yield "".join([*held, part[:end]])
+            held = [part[end:]]
+        else:
+            held.append(part)
+    if held:
+        yield "".join(held)
+
+
+class _Piece(NamedTuple):
+    """Part of a document, to be tokenized by itself."""
+
+    text: str
+    prompt: bool
+    is_last: bool  # its document ends, and end-of-text follows
+
+
+class _ReadDocument(NamedTuple):
+    """What is known of a document when it has been read."""
+
+    row: int
+    source: int
+    characters: int
+    key: bytes
+
+
+class _DocumentReader:
+    """The pieces of all documents in their order, and what is known of each when it has ended."""
+
+    def __init__(self, sources: Sequence[Source], text: TextConfig, cleaner: Cleaner) -> None:
+        self._sources, self._text, self._cleaner = sources, text, cleaner
+        self.finished: deque[_ReadDocument] = deque()
+        self._done = 0  # bytes of the files before this one
+        self._began, self._notice_at = time.monotonic(), time.monotonic() + NOTICE_SECONDS
+
+    def __iter__(self) -> Iterator[_Piece]:
+        for number, source in enumerate(self._sources):
+            chunks = iter(read_documents(source, self._text))
+            for first in chunks:
+                rest = () if first.is_last else _until_end(chunks)
+                yield from self._document(number, first, chain([first], rest))
+            self._done += source.size
+
+    def _document(self, source: int, first: Chunk, chunks: Iterator[Chunk]) -> Iterator[_Piece]:
+        digest, characters, last = hashlib.sha256(), 0, None
+        for prompt, part in groupby(chunks, key=lambda chunk: chunk.prompt):
+            texts = self._texts(part)
+            for text in cut_at_words(self._cleaner.clean(texts) if self._cleaner.active else texts):
+                if last:
+                    yield last
+                digest.update(text.encode())
+                characters += len(text)
+                last = _Piece(text, prompt, False)
+        if last:
+            key = digest.digest()[:16]
+            self.finished.append(_ReadDocument(first.row, source, characters, key))
+            yield last._replace(is_last=True)
+
+    def _texts(self, chunks: Iterable[Chunk]) -> Iterator[str]:
+        for chunk in chunks:
+            self._notice(chunk.position)
+            yield chunk.text
+
+    def _notice(self, position: int) -> None:
+        """Say now and then how far the work is."""
+        if (now := time.monotonic()) < self._notice_at:
+            return
+        self._notice_at = now + NOTICE_SECONDS
+        total = sum(source.size for source in self._sources)
+        done, seconds = self._done + position, now - self._began
+        left = seconds * (total - done) / max(1, done)
+        rate = done / seconds / 1e6
+        logger.info(f"read {done / total:.0%} of the files, {rate:.1f} MB/s, {left:.0f} s to go")
+
+
+def _until_end(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    for chunk in chunks:
+        yield chunk
+        if chunk.is_last:
+            return
+
+
+def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    batch, size = [], 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.text)
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+Encoded = tuple[bytes, list[int]]  # ids of several pieces; how many of each
+
+
+def _encode(tokenizer: TextTokenizer, pieces: Sequence[_Piece]) -> Encoded:
+    dtype, end = dtype_for(tokenizer.vocab_size), np.array([tokenizer.eot])
+    arrays = []
+    for piece in pieces:
+        ids = tokenizer.encode_array(piece.text)
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < tokenizer.vocab_size:
+            bad = ids[(ids < 0) | (ids >= tokenizer.vocab_size)][0]
+            size = tokenizer.vocab_size
+            raise InputError(f"the tokenizer made the id {bad}, its vocab_size is {size}")
+        arrays.append(np.concatenate([ids, end]) if piece.is_last else ids)
+    return np.concatenate(arrays).astype(dtype).tobytes(), [len(ids) for ids in arrays]
+
+
+@contextlib.contextmanager
+def _encoder(
+    tokenizer: TextTokenizer, workers: int, n_bytes: int
+) -> Iterator[Callable[[Iterable[list[_Piece]]], Iterator[tuple[list[_Piece], Encoded]]]]:
+    """A function from batches to batches with their ids, in order, here or in other processes."""
+    if workers <= 1 or n_bytes < ENOUGH_FOR_PROCESSES:
+        yield lambda batches: ((batch, _encode(tokenizer, batch)) for batch in batches)
+        return
+    # a fork would copy the threads' locks of torch, and Windows and macOS have none
+    context = multiprocessing.get_context("spawn")
+    with _signals_blocked():  # starts multiprocessing's resource tracker
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer,))
+    try:
+        yield lambda batches: _in_order(pool, batches, ahead=2 * workers)
+    except BrokenProcessPool as problem:
+        raise OptionError(
+            "a process that tokenizes was killed, perhaps for lack of memory: use fewer workers",
+            "workers",
+        ) from problem
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Inside `with`, the signals that a terminal sends to all processes wait; a process that is
+    started there begins with them blocked.
+
+    So a worker is not interrupted in its imports, before it can ignore them, and the resource
+    tracker, which ignores SIGINT but not SIGHUP, lives until its parent has given back all.
+    """
+    if not TERMINAL_SIGNALS:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_worker: dict[str, TextTokenizer] = {}  # of a process that tokenizes: set once, when it starts
+
+
+def _start_worker(tokenizer: TextTokenizer) -> None:
+    for number in TERMINAL_SIGNALS or [signal.SIGINT]:
+        signal.signal(number, signal.SIG_IGN)  # they are the parent's to handle
+    if TERMINAL_SIGNALS:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINAL_SIGNALS)
+    _worker["tokenizer"] = tokenizer
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Nobody else would end a worker whose parent was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _encode_in_worker(pieces: list[_Piece]) -> Encoded:
+    return _encode(_worker["tokenizer"], pieces)
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, batches: Iterable[list[_Piece]], ahead: int
+) -> Iterator[tuple[list[_Piece], Encoded]]:
+    waiting: deque[tuple[list[_Piece], Future[Encoded]]] = deque()
+    for batch in batches:
+        with _signals_blocked():  # starts a worker if all are busy
+            waiting.append((batch, pool.submit(_encode_in_worker, batch)))
+        while len(waiting) > ahead or (waiting and waiting[0][1].done()):
+            done, future = waiting.popleft()
+            yield done, future.result()
+    for done, future in waiting:
+        yield done, future.result()

@@ -1,0 +1,1 @@
+"""Weights become text: stop rules, and all that makes it come sooner."""

@@ -1,0 +1,1 @@
+"""What lies elsewhere: models and data of the Hugging Face Hub."""

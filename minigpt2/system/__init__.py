@@ -1,0 +1,1 @@
+"""This machine: files, signals, memory, number formats, processes."""

@@ -1,0 +1,59 @@
+"""What a terminal may be shown of text that others wrote: no secret, nothing that it obeys.
+
+Such text comes in files, names and answers of servers; nor may it look like a line of ours.
+Messages go through here once, at the very end: `console` does that for all that the scripts say.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from urllib.parse import unquote
+
+HIDDEN = "***"
+# user:password@ of an address; greedy, as a password may have a / or @ that it should not have
+_USER = re.compile(r"\b((?:https?|socks\w*|ftp)://)[^\s'\"<>]*@", re.IGNORECASE)
+# what makes a signed address (of a CDN) a key to what it leads to
+_SIGNED = re.compile(
+    r"([?&][\w-]*(?:sig|token|credential|key|policy|secret|password)[\w-]*=)[^\s&'\"<>]+",
+    re.IGNORECASE,
+)
+_TOKEN = re.compile(r"\b(?:hf_|api_org_)[A-Za-z0-9]{30,}|(?<=\bBearer )[!-~]+")
+_ADDRESSES = ("HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+
+
+def one_line(text: object) -> str:
+    """Text as a message may show it: without secrets, and all of it visible in one line."""
+    return visible(" ".join(without_secrets(str(text)).split()))
+
+
+def visible(text: str, keep: str = "") -> str:
+    r"""Text in which what is not seen as it is (control characters, line ends, marks that turn the
+    direction of reading, lone surrogates) is written as Python writes it: \x1b. `keep` stays.
+    """
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
+def without_secrets(text: str) -> str:
+    """Text without names and passwords in addresses, signatures of addresses, and tokens."""
+    for secret in _secrets():
+        text = text.replace(secret, HIDDEN + "@" * secret.endswith("@"))
+    text = _USER.sub(rf"\1{HIDDEN}@", text)
+    return _TOKEN.sub(HIDDEN, _SIGNED.sub(rf"\1{HIDDEN}", text))
+
+
+def _secrets() -> Iterator[str]:
+    """What the environment holds of them, however it is written: longer ones first."""
+    known = set()
+    for name in _ADDRESSES:
+        for address in filter(None, (os.environ.get(name), os.environ.get(name.lower()))):
+            user, _, _ = address.partition("://")[2 * ("://" in address)].rpartition("@")
+            password = user.partition(":")[2]
+            known |= {f"{user}@", user} if password else {f"{user}@"}
+            if len(password) >= 4:  # others may be part of any word
+                known |= {password, unquote(password)}
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if len(token := os.environ.get(name, "").strip()) >= 8:
+            known.add(token)
+    yield from sorted(known - {"@"}, key=len, reverse=True)

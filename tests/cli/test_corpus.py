@@ -1,0 +1,48 @@
+"""The command that prepares a text: python -m minigpt2.corpus"""
+
+import json
+
+import pytest
+
+from minigpt2.cli import corpus as module
+from minigpt2.corpus.options import CorpusOptions
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIGPT2_CACHE", str(tmp_path / "cache"))
+
+
+def test_the_command_prints_a_report_or_json(tmp_path, capsys):
+    path = tmp_path / "text.txt"
+    path.write_text("The sea says nothing. " * 400)
+    assert module.main(CorpusOptions(paths=(str(path),), preset="nano")) == 0
+    shown = capsys.readouterr().out
+    assert "training nano with the default settings: 800 steps of 16 x 128 tokens" in shown
+    assert module.main(CorpusOptions(paths=(str(path),), preset="gpt2", json=True)) == 0
+    report = json.loads(capsys.readouterr().out)
+    tokens = report["tokens"] - report["held_out_tokens"]
+    assert report["steps"] == -(-3 * -(-tokens // 1024) // 8)
+    assert report["seconds"] > 0 and report["documents"] == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "known"),
+    [
+        ("gpt2", "gpt2"),
+        ("openai-community/gpt2-medium", "gpt2-medium"),
+        ("distilbert/distilgpt2", "distilgpt2"),
+        ("someone/gpt2", None),
+        ("nano", None),
+    ],
+)
+def test_the_time_is_told_of_the_public_models_alone(model, known):
+    steps, sentence = module._training_ahead(CorpusOptions(("x",), model=model), 9000)
+    assert bool(steps) == bool(known)
+    assert sentence.startswith(f"training {known} with" if known else "")
+
+
+def test_a_folder_with_a_public_models_name_is_a_model_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    assert module._training_ahead(CorpusOptions(("x",), model="gpt2"), 9000) == ({}, "")

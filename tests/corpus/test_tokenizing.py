@@ -1,0 +1,231 @@
+"""Documents to ids, here and in other processes. Oracle: the text in one string, tokenized."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from corpora import Bytes, Words, gpt2, ids_of, made_in, rows_of, texts, write
+from minigpt2.corpus import tokenizing
+from minigpt2.corpus.prepare import prepare
+from minigpt2.corpus.tokenizing import cut_at_words
+from minigpt2.errors import InputError
+from scripts import ROOT
+from text_files import quick
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(65536, "uint16"), (65537, "uint32")])
+def test_no_id_ever_wraps(tmp_path, vocab_size, dtype):
+    paths = write(tmp_path, a=f"7 {vocab_size - 1} 65535")
+    corpus = prepare(paths, Words(vocab_size), val_fraction=0, cache_dir=tmp_path / "cache")
+    assert ids_of(corpus)[0] == [7, vocab_size - 1, 65535, 0]
+    assert corpus.train.info.dtype == corpus.train.tokens.dtype.name == dtype
+    expected = np.array([7, vocab_size - 1, 65535, 0]).astype(f"<u{corpus.train.tokens.itemsize}")
+    assert corpus.train.path.read_bytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("id", [300, 65536, 65536 + 7, -1])
+def test_an_id_outside_the_vocabulary_is_refused(tmp_path, id):
+    with pytest.raises(InputError, match=rf"made the id {id}, its vocab_size is 300"):
+        prepare(write(tmp_path, a=f"7 {id}"), Words(300), cache_dir=tmp_path / "cache")
+    assert made_in(tmp_path / "cache") == []
+
+
+def test_a_million_spaces_are_tokenized(tmp_path):
+    text = "so" + " " * 1_000_001 + "x"
+    corpus = prepare(write(tmp_path, a=text), gpt2(), val_fraction=0, cache_dir=tmp_path / "cache")
+    ids = ids_of(corpus)[0]
+    assert ids[-1] == gpt2().eot and gpt2().decode(ids[:-1]) == text
+
+
+@pytest.mark.parametrize("character", ["a", "x1!"])
+def test_a_megabyte_without_spaces_takes_less_than_five_seconds(tmp_path, character):
+    paths = write(tmp_path, a=character * (1_000_000 // len(character)))
+    began = time.perf_counter()
+    prepare(paths, gpt2(), cache_dir=tmp_path / "cache")
+    assert time.perf_counter() - began < 5
+
+
+def test_long_work_says_how_far_it_is(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(tokenizing, "NOTICE_SECONDS", 0)
+    prepare(write(tmp_path, a="x" * 30, b="y" * 90), Bytes(), cache_dir=tmp_path / "cache")
+    notices = [message.split(",")[0] for message in caplog.messages[:2]]
+    assert notices == ["read 25% of the files", "read 100% of the files"]
+
+
+def test_prompts_are_tokenized_by_themselves_and_their_lengths_are_known(tmp_path):
+    rows = [{"prompt": "How ma", "completion": "ny?"}, {"prompt": "", "completion": "x"}]
+    rows += [{"text": "plain"}, {"prompt": "only", "completion": ""}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = prepare([path], gpt2(), val_fraction=0, cache_dir=tmp_path / "cache")
+    encode, eot = gpt2().encode, gpt2().eot
+    expected = [encode("How ma") + encode("ny?"), encode("x"), encode("plain"), encode("only")]
+    assert [ids for ids, _ in rows_of(corpus.train)] == [[*ids, eot] for ids in expected]
+    prompts = corpus.train.documents["prompt"].tolist()
+    assert prompts == [len(encode("How ma")), 0, 0, len(encode("only"))]
+    assert corpus.train.documents["row"].tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [["the sea"], ["the", " sea", " ", "\n", "\tx"], ["a", "b", "c"], [" ", " ", "x y", "z"], []],
+)
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+def test_cut_parts_put_together_are_the_text(parts, size):
+    assert "".join(cut_at_words(parts, size)) == "".join(parts)
+
+
+@quick
+@given(texts, st.lists(st.integers(0, 60), max_size=6), st.integers(1, 40))
+def test_ids_of_the_parts_are_the_ids_of_the_text(text, cuts, size):
+    borders = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    chunks = [text[start:end] for start, end in pairwise(borders)]
+    ids = [id for part in cut_at_words(chunks, size) for id in gpt2().encode(part)]
+    assert ids == gpt2().encode(text)
+
+
+def test_cutting_anywhere_would_change_ids():
+    ids = gpt2().encode("the t") + gpt2().encode("he")
+    assert ids != gpt2().encode("the the")
+
+
+def test_parts_stay_near_their_size():
+    words = ["word " * 10_000]
+    assert max(map(len, cut_at_words(words, 1000))) <= 1005
+
+
+@pytest.fixture
+def several_processes(monkeypatch):
+    """Use them for short texts too."""
+    monkeypatch.setattr(tokenizing, "ENOUGH_FOR_PROCESSES", 0)
+    monkeypatch.setattr(tokenizing, "BATCH_CHARACTERS", 500)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_several_processes_make_the_same_files(tmp_path, several_processes, workers):
+    contents = {f"{n:02}": f"The lamp of {n} is lit.\n" * (3 * n) for n in range(20)}
+    paths = write(tmp_path, **contents)
+    alone = prepare(paths, gpt2(), cache_dir=tmp_path / "alone")
+    together = prepare(paths, gpt2(), workers=workers, cache_dir=tmp_path / "together")
+    for name in ("train.bin", "train.documents", "val.bin", "val.documents", "corpus.json"):
+        one, other = (corpus.train.path.parent / name for corpus in (alone, together))
+        assert one.read_bytes() == other.read_bytes()
+
+
+class Killing(Bytes):
+    """Kills the process it works in, which is another one than the test's."""
+
+    def encode_array(self, text):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_named(tmp_path, several_processes):
+    paths = write(tmp_path, a="one\n" * 999)
+    with pytest.raises(InputError, match=r"a process that tokenizes was killed.*fewer workers"):
+        prepare(paths, Killing(), workers=2, cache_dir=tmp_path / "cache")
+    assert made_in(tmp_path / "cache") == []
+
+
+def test_an_error_in_a_worker_is_the_same_error(tmp_path, several_processes):
+    paths = write(tmp_path, a="7 " * 999 + "300")
+    with pytest.raises(InputError, match="made the id 300, its vocab_size is 300"):
+        prepare(paths, Words(300), workers=2, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux")
+def test_workers_end_with_their_killed_parent(tmp_path):
+    code = """
+        import sys
+        sys.path.insert(0, sys.argv[3])
+        from minigpt2.corpus import tokenizing
+        from corpora import Sleeping
+        from minigpt2.corpus.prepare import prepare
+        if __name__ == "__main__":
+            tokenizing.ENOUGH_FOR_PROCESSES = 0
+            prepare([sys.argv[1]], Sleeping(), workers=2, cache_dir=sys.argv[2])
+    """
+    started = tmp_path / "started"
+    script, (path,) = tmp_path / "script.py", write(tmp_path, a=str(started) + " x")
+    script.write_text(textwrap.dedent(code))
+    command = [sys.executable, script, path, tmp_path / "cache", ROOT / "tests" / "helpers"]
+    parent = subprocess.Popen(list(map(str, command)))
+    while not started.exists() or not started.read_text():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    worker = int(started.read_text())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while is_running(worker):
+        assert time.monotonic() < deadline, "the worker outlives its parent"
+        time.sleep(0.05)
+
+
+def is_running(pid):
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    return "State:\tZ" not in status
+
+
+INTERRUPTED = """
+    import sys, time
+    from pathlib import Path
+    from minigpt2.system.signals import exit_on_signals
+
+    if __name__ == "__main__":
+        exit_on_signals()  # as the command does
+    from minigpt2.corpus import tokenizing
+
+    moment, text, reached = sys.argv[1:]
+
+    def reach():
+        Path(reached).touch()
+        time.sleep(1)
+
+    if __name__ == "__main__":
+        from minigpt2.cli.corpus import run
+
+        tokenizing.ENOUGH_FOR_PROCESSES, tokenizing.BATCH_CHARACTERS = 0, 500
+        sys.exit(run([text, "--preset", "nano", "--workers", "2"]))
+    elif moment == "importing":
+        reach()
+    else:
+        encode = tokenizing._encode
+        tokenizing._encode = lambda *batch: reach() or encode(*batch)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("moment", ["importing", "tokenizing"])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGHUP", 129)])
+def test_a_signal_to_all_processes_ends_them_in_silence(tmp_path, moment, name, code):
+    script, reached = tmp_path / "script.py", tmp_path / "reached"
+    script.write_text(textwrap.dedent(INTERRUPTED))
+    (path,) = write(tmp_path, a="".join(f"The lamp of {n} is lit.\n" for n in range(999)))
+    parent = subprocess.Popen(
+        [sys.executable, script, moment, path, reached],
+        env={**os.environ, "MINIGPT2_CACHE": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while not reached.exists():
+        assert parent.poll() is None, parent.communicate()
+        time.sleep(0.05)
+    os.killpg(parent.pid, getattr(signal, name))
+    out, err = parent.communicate(timeout=60)  # the pipes close when all processes have ended
+    assert (parent.returncode, out, err.strip()) == (code, "", "")
+    assert made_in(tmp_path / "cache" / "tokens") == []

@@ -1,0 +1,28 @@
+"""A model small enough to be trained in a test, and what is compared of it."""
+
+import torch
+import torch.nn as nn
+
+from minigpt2.model import GPT2, GPT2Config
+from minigpt2.system.precision import Precision
+
+CPU = torch.device("cpu")
+FLOAT32 = Precision(CPU, torch.float32)
+
+
+def tiny_model(*, dropout=0.1, seed=5):
+    config = GPT2Config(
+        vocab_size=300,
+        block_size=17,
+        n_embd=14,
+        n_layer=2,
+        n_head=2,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        resid_pdrop=dropout,
+    )
+    return GPT2(config, generator=torch.Generator().manual_seed(seed))
+
+
+def parameters(model):
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
