@@ -10,6 +10,7 @@ before all else.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -55,6 +56,8 @@ def exit_on_signals() -> contextlib.ExitStack:
     For as long as nothing has begun: an exception that is raised in the middle of an import, as
     KeyboardInterrupt is, may be swallowed there (about one in fifty in torch's).
     """
+    atexit.unregister(_ignore)
+    atexit.register(_ignore)
     return _handle(_exit)
 
 
@@ -156,6 +159,14 @@ def _again(ignored: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(ignored)
         return
     threading.Timer(MOMENT, os.kill, (os.getpid(), number)).start()
+
+
+def _ignore() -> None:
+    """The program is over, with its exit code. Python gives signals back to the system before it
+    takes the modules down, which lasts 0.2 s with torch: one that came then would be the exit code.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _say(text: str) -> None:

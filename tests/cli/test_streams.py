@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+import warm
 from scripts import ROOT, tiny_folder
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX streams and signals")
@@ -76,9 +78,10 @@ def environment(place: Path) -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def words(command: str, out: str = "out") -> list[str]:
+def words(command: str, out: str = "out", *, python: Sequence[str] = ()) -> list[str]:
     script, *argv = command.format(out=out).split()
-    return [sys.executable, script if script == "-m" else str(ROOT / script), *argv]
+    place = script if script == "-m" else str(ROOT / script)
+    return [*(python or warm.python()), place, *argv]
 
 
 def ended(place: Path, name: str, streams: str) -> tuple[int, str, Path]:
@@ -175,7 +178,7 @@ def test_a_terminal_that_closes_saves_all_the_same(place):
     child, terminal = pty.fork()
     if child == 0:  # the terminal is its stdin, stdout and stderr, and its end a SIGHUP
         os.chdir(place)
-        os.execve(sys.executable, words(LONG, "hung"), environment(place))
+        os.execve(sys.executable, words(LONG, "hung", python=[sys.executable]), environment(place))
     wait_for_step(place / "hung", 3)
     os.close(terminal)
     _, status = os.waitpid(child, 0)
@@ -192,6 +195,33 @@ def test_a_signal_that_comes_twice_at_once_saves(place):
         time.sleep(0.01)
     assert process.wait(timeout=60) == 143
     assert newest_step(place / "twice") >= 3
+
+
+# signals that come while Python takes the modules down
+AT_END = """
+import os, runpy, signal, sys
+numbers, argv = sys.argv[1], sys.argv[2:]
+
+class Last:
+    def __del__(self, kill=os.kill, numbers=numbers.split(","), own=os.getpid()):
+        for number in numbers:
+            kill(own, int(number))
+
+sys.modules["last"] = Last()
+sys.argv = argv
+runpy.run_path(argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("train", 0), ("sample", 0), ("convert", 0), ("refused", 2)]
+)
+def test_a_signal_after_the_end_changes_no_exit_code(place, name, code):
+    numbers = ",".join(str(int(getattr(signal, name))) for name in SIGNALLED)
+    python = [sys.executable, "-c", AT_END, numbers]
+    command = words(COMMANDS[name], f"ended-{name}", python=python)
+    done = subprocess.run(command, cwd=place, env=environment(place), capture_output=True)
+    assert done.returncode == code, done.stderr
 
 
 def test_an_ignored_signal_stays_ignored(place):
@@ -236,8 +266,8 @@ POINTS += ["safetensors", "minigpt2.model", "minigpt2.tokenizer"]
 @pytest.mark.parametrize("point", POINTS)
 def test_a_signal_in_an_import_ends_the_program_though_it_is_swallowed(place, script, point):
     name = [*SIGNALLED][POINTS.index(point) % 3]
-    argv = words(COMMANDS[script], f"imported-{point}")[1:]
-    command = [sys.executable, "-c", AT_IMPORT, point, str(int(getattr(signal, name))), *argv]
+    python = [sys.executable, "-c", AT_IMPORT, point, str(int(getattr(signal, name)))]
+    command = words(COMMANDS[script], f"imported-{point}", python=python)
     done = subprocess.run(command, cwd=place, env=environment(place), capture_output=True)
     assert b"reached" in done.stdout
     assert done.returncode == SIGNALLED[name], done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+import warm
 from minigpt2.cli import convert, sample, train
 from minigpt2.model import GPT2, GPT2Config
 from minigpt2.tokenizer import Tokenizer
@@ -51,7 +52,7 @@ def exit_code(script: str, *argv: object) -> int:
 def run_alone(script: str, *argv: object, stdin: bytes = b"", **environment: str) -> Result:
     """Run a script in a process of its own."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / f"{script}.py"), *map(str, argv)],
+        [*warm.python(), str(ROOT / f"{script}.py"), *map(str, argv)],
         input=stdin,
         capture_output=True,
         env={**os.environ, **environment},
