@@ -23,8 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:
         return import_module(f".cli.{argv[0]}", "minigpt2").run(argv[1:])
-    from .cli.console import show_commands
+    from .cli.console import PRINT_COMPLETION, show_commands
 
+    if argv[:1] == [PRINT_COMPLETION]:
+        return import_module(".cli.completion", "minigpt2").run(argv[1:])
     return show_commands(COMMANDS, argv)
 
 

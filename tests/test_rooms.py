@@ -30,7 +30,7 @@ HOMES = {
     "pyarrow": {"corpus/sources/rows"},
     "zstandard": {"corpus/sources/files"},
     "datasketch": {"corpus/near_duplicates"},
-    "tyro": {"cli/console"},
+    "tyro": {"cli/console", "cli/completion"},
     "matplotlib": {"runs/curves"},
     "tensorboard": {"runs/tensorboard"},
     "tqdm": {"cli/progress"},

@@ -65,6 +65,7 @@ OTHER_PROCESS = (
 SCRIPTS = {"train": "train.py", "sample": "sample.py", "convert": "convert_weights.py"}
 MODULE = "__main__.py"  # what python -m starts
 PROGRAMS = (MODULE, "minigpt2", "minigpt2.exe")  # those whose first word names a command
+PRINT_COMPLETION = "--tyro-print-completion"  # tyro's own name for it
 HELP_COLUMNS = 100  # longer lines are hard to read
 # embeddings, overrides and isolates: what follows may stand where it does not belong
 TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -113,7 +114,10 @@ def show_commands(commands: Mapping[str, str], argv: Sequence[str]) -> int:
 def _overview(commands: Mapping[str, str]) -> str:
     width = max(map(len, commands))
     listed = "\n".join(f"  {name:<{width}}  {about}" for name, about in commands.items())
-    return f"usage: {' '.join(_program())} COMMAND ...; COMMAND --help says more\n\n{listed}"
+    return (
+        f"usage: {' '.join(_program())} COMMAND ...; COMMAND --help says more\n\n{listed}\n\n"
+        f"{PRINT_COMPLETION} {{bash,zsh}} writes what that shell needs to complete these words"
+    )
 
 
 def ended(work: Callable[[], int], *, traceback_wanted: Callable[[], bool] = lambda: False) -> int:
