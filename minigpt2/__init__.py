@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     from .decoding.ready import load
     from .decoding.text import Completion, complete, stream_text
     from .errors import InputError, NotFoundError, OptionError
+    from .finetuning.finetune import finetune
+    from .finetuning.run import Run
     from .generate import generate
     from .lora import LoRAConfig, LoRALinear, add_lora, load_adapter, save_adapter
     from .model import GPT2, PRESETS, GPT2Config
+    from .runs.record import Metrics, Sample
     from .sampling import Drafter, Guess, SamplingConfig
     from .tokenizer import Tokenizer
     from .training.options import TrainConfig
@@ -33,15 +36,19 @@ __all__ = [
     "KVCache",
     "LoRAConfig",
     "LoRALinear",
+    "Metrics",
     "ModelDrafter",
     "NGramDrafter",
     "NotFoundError",
     "OptionError",
+    "Run",
+    "Sample",
     "SamplingConfig",
     "Tokenizer",
     "TrainConfig",
     "add_lora",
     "complete",
+    "finetune",
     "generate",
     "load",
     "load_adapter",
@@ -55,11 +62,14 @@ _HOMES = {
     **dict.fromkeys(("ModelDrafter", "NGramDrafter"), "decoding.drafters"),
     "load": "decoding.ready",
     **dict.fromkeys(("Completion", "complete", "stream_text"), "decoding.text"),
+    "finetune": "finetuning.finetune",
+    "Run": "finetuning.run",
     "generate": "generate",
     **dict.fromkeys(
         ("LoRAConfig", "LoRALinear", "add_lora", "load_adapter", "save_adapter"), "lora"
     ),
     **dict.fromkeys(("PRESETS", "GPT2", "GPT2Config"), "model"),
+    **dict.fromkeys(("Metrics", "Sample"), "runs.record"),
     **dict.fromkeys(("Drafter", "Guess", "SamplingConfig"), "sampling"),
     "TrainConfig": "training.options",
     "Tokenizer": "tokenizer",

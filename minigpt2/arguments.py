@@ -7,6 +7,7 @@ Numbers may be those of numpy and torch, which are known by what they can do: im
 
 from __future__ import annotations
 
+import difflib
 import numbers
 import operator
 from collections.abc import Iterable, Sequence
@@ -46,6 +47,12 @@ def check_field(options: object, name: str, ok: bool, allowed: str) -> None:
 def flag(name: str) -> str:
     """The command-line spelling of a field."""
     return "--" + name.replace("_", "-")
+
+
+def did_you_mean(given: str, names: Iterable[str]) -> str:
+    """The nearest of the names as a question in parentheses, after a blank; "" if none is near."""
+    near = difflib.get_close_matches(given, list(names), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def whole(name: str, value: object, *, least: int | None = 0) -> int:

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minigpt2"
 ORDER = (
     "errors equivalences < arguments < loss < system < cache sampling < hub < formats < "
-    "tokenizer runs < lora model corpus < generate < evaluation < decoding < training < cli"
+    "tokenizer runs < lora model corpus < generate < evaluation < decoding < training < "
+    "finetuning < cli"
 )
 FLOORS = [floor.split() for floor in ORDER.split(" < ")]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -33,7 +34,7 @@ HOMES = {
     "tyro": {"cli/console", "cli/completion"},
     "matplotlib": {"runs/curves"},
     "tensorboard": {"runs/tensorboard"},
-    "tqdm": {"cli/progress"},
+    "tqdm": {"cli/progress", "finetuning/progress"},
 }
 
 

@@ -12,7 +12,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LECTURES = ("model", "cache", "sampling", "generate", "tokenizer", "loss", "lora")
-ROOMS = ("corpus", "training", "evaluation", "decoding", "formats", "hub", "runs", "system", "cli")
+ROOMS = (
+    "corpus",
+    "training",
+    "finetuning",
+    "evaluation",
+    "decoding",
+    "formats",
+    "hub",
+    "runs",
+    "system",
+    "cli",
+)
 SENTENCE = re.compile(r"(.*?[^.])(?:\.(?: |$)|$)")
 COLUMN = 25  # where the sentences begin
 BEGIN, END = "<!-- tree -->\n```text\n", "```\n<!-- /tree -->\n"

@@ -14,7 +14,6 @@ does that, after its flags were read.
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import os
@@ -34,12 +33,12 @@ from typing import Protocol, TextIO, TypeVar
 import tyro
 
 from .. import __version__
-from ..arguments import shown
+from ..arguments import did_you_mean, shown
 from ..errors import InputError
-from ..system.messages import one_line, visible, without_secrets
+from ..system.messages import MessageFormatter, one_line, shown_lines
 from ..system.signals import SignalExit, exit_on_signals, raised
 from ..system.streams import ReaderLeftError, drop_results, prepare_streams
-from .flags import CommandLine, Given, did_you_mean
+from .flags import CommandLine, Given
 from .options import in_flags, without_effect
 
 logger = logging.getLogger(__name__)
@@ -268,21 +267,6 @@ def _quoted(word: str) -> str:
     )
 
 
-class MessageFormatter(logging.Formatter):
-    """Notices as they may be shown: only the text that is ours has line ends, what is put into it
-    has none, and neither anything that `messages` holds back.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        """See logging.Formatter."""
-        shown = copy.copy(record)  # other handlers have theirs
-        if isinstance(record.args, Mapping):
-            shown.args = {name: _argument(value) for name, value in record.args.items()}
-        elif record.args:
-            shown.args = tuple(map(_argument, record.args))
-        return _lines(super().format(shown))
-
-
 def show_warning(message: Warning | str, *details: object) -> None:
     """A warning of a library as a notice of one line: warnings.showwarning."""
     logging.getLogger("warnings").warning("%s", one_line(message))
@@ -293,7 +277,9 @@ def show_traceback(
 ) -> None:
     """What Python prints of an exception that nobody caught, as it may be shown: sys.excepthook."""
     print(
-        _lines("".join(traceback.format_exception(kind, problem, trace))), end="", file=sys.stderr
+        shown_lines("".join(traceback.format_exception(kind, problem, trace))),
+        end="",
+        file=sys.stderr,
     )
 
 
@@ -308,17 +294,6 @@ def printable(text: str, stream: TextIO) -> str:
 
 def _takes_over(character: str) -> bool:
     return unicodedata.category(character) == "Cc" or character in TURNING
-
-
-def _argument(value: object) -> object:
-    """What a notice is filled with, numbers as they are."""
-    if value is None or isinstance(value, int | float):
-        return value
-    return one_line(value) if isinstance(value, BaseException) else visible(str(value))
-
-
-def _lines(text: str) -> str:
-    return visible(without_secrets(text), keep="\n")
 
 
 def _refusal(stop: SystemExit) -> str | None:

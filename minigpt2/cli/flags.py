@@ -7,17 +7,16 @@ their types and choices.
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import textwrap
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache, cached_property
 from types import UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
-from ..arguments import ALLOWED, refuse, shown
+from ..arguments import ALLOWED, did_you_mean, refuse, shown
 from ..errors import InputError
 
 METAVARS = {int: "N", float: "X", str: "TEXT"}
@@ -156,12 +155,6 @@ class CommandLine:
             title = [textwrap.fill(group.title, width)] if group.title else []
             parts.append("\n".join(title + lines))
         return "\n\n".join([*parts, textwrap.fill(COMMON, width)])
-
-
-def did_you_mean(given: str, names: Iterable[str]) -> str:
-    """The nearest of the names as a question in parentheses, after a blank; "" if none is near."""
-    near = difflib.get_close_matches(given, list(names), n=1)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _spelled(word: str) -> str:

@@ -1,87 +1,30 @@
-"""The flags of a run that is resumed, as its folder keeps them.
+"""The command line of a run that is resumed: what its folder keeps, as words beside those typed.
 
-run.json holds under "options" the flags that were given, with their values, and under "settings"
-what was decided then; runs of earlier versions have only the settings, and the rest in other
-places. Knows flags and JSON, nothing of weights and checkpoints: a mistyped flag is answered before
-torch is there.
+Knows flags, nothing of weights and checkpoints: a mistyped flag is answered before torch is there.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..arguments import flag
-from ..errors import InputError, NotFoundError
-from ..runs.record import JsonObject, RunInfo
-from ..runs.state import Facts
-from ..system.files import read_json
-from ..training.options import DEFAULT_MODEL, TrainOptions, default_out
-from .flags import CommandLine, Given
-
-OWN = ("out", "resume", "workers", "debug")  # of a start, not of the run
-DECIDED = ("max_steps", "batch_size", "block_size", "learning_rate", "warmup_steps")
-DECIDED += ("weight_decay", "grad_clip", "eval_every", "save_every", "patience", "seed")
-TEXTS = {"data": "paths", "val-data": "val_paths"}  # from a flag to what run.json calls it
-RIVALS = {  # given now, they take the place of what the run had
-    "epochs": ("max_steps",),
-    "model": ("preset",),
-    "preset": ("model",),
-    "val_data": ("val_fraction",),
-}
+from ..finetuning.recorded import recorded
+from ..training.options import DEFAULT_MODEL, default_out
+from .flags import Given
 
 
-def described(options: TrainOptions) -> dict[str, object]:
-    """The flags of a run that are not as by default."""
-    own = _flat(options)
-    default = _flat(TrainOptions(data=("",)))
-    return {
-        flag(name): list(value) if isinstance(value, tuple) else value
-        for name, value in own.items()
-        if name not in OWN and value != default[name]
-    }
-
-
-def recorded(given: Given) -> list[str]:
+def recorded_words(given: Given) -> list[str]:
     """The words of a command line that the run to be resumed was started with, but for what is
-    given now.
-
-    Raises NotFoundError when there is no such run, and InputError when its run.json is damaged,
-    unless the text is given: then the flags may be all there are.
+    given now. Raises what `recorded` raises.
     """
     if given.get("resume", ("", ()))[0] != "--resume":
         return []
     folder = _folder(given)
-    if folder is None or not folder.is_dir():
-        if folder is None or "data" in given:
-            return []  # what is wrong is said where all flags are seen
-        raise NotFoundError(f"--resume: there is no folder {folder}: check --out")
-    try:
-        info = RunInfo.from_json(read_json(folder / "run.json"))
-        flags = _earlier(info, folder) if info.options is None else info.options
-        flags = {**flags, **{flag(name): _known(info.settings, name) for name in DECIDED}}
-        CommandLine(TrainOptions).given(_words(flags))
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
-        if "data" in given:
-            return []
-        raise InputError(
-            f"--resume: {folder / 'run.json'} does not say how the run was started ({problem}): "
-            "give --data and the other flags of the run"
-        ) from problem
-    flags.pop("--epochs", None)  # it was made --max-steps
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        flags.pop("--fsdp", None)  # one process may go on with what several began
-    for name in given:
-        for replaced in (name, *RIVALS.get(name, ())):
-            flags.pop(flag(replaced), None)
-    here = [*(flags.get("--data") or ()), *(flags.get("--val-data") or ())]
-    if flags.get("--lora-rank") and info.model.source_kind == "folder":
-        here += [flags["--model"]] if "--model" in flags else []
-    _require_here(here, folder / "run.json")
-    return _words(flags)
+    if folder is None or ("data" in given and not folder.is_dir()):
+        return []  # what is wrong is said where all flags are seen
+    return _words(recorded(folder, given))
 
 
 def _folder(given: Given) -> Path | None:
@@ -94,55 +37,13 @@ def _folder(given: Given) -> Path | None:
     return Path(default_out(given["data"][1][0], [*sources, DEFAULT_MODEL][0]))
 
 
-def _flat(options: TrainOptions) -> dict[str, Any]:
-    values = asdict(options)
-    return {**values.pop("text"), **values.pop("training"), **values}
-
-
-def _known(part: JsonObject, name: str) -> Any:
-    """A field of a part of run.json; KeyError where the run did not record it."""
-    value = getattr(part, name)
-    if value is None:
-        raise KeyError(name)
-    return value
-
-
-def _earlier(info: RunInfo, folder: Path) -> dict[str, Any]:
-    """The flags of a run whose run.json has no "options": from what it says of text and model, and
-    from its newest checkpoint.
-    """
-    model, data = info.model, info.data
-    states = sorted((folder / "checkpoints").glob("step-*/state.json"), reverse=True)
-    facts = Facts.from_json(read_json(states[0])["facts"]) if states else Facts()
-    flags = {f"--{name}": list(_known(data, field)) for name, field in TEXTS.items()}
-    flags |= data.flags
-    flags["--model" if _known(model, "pretrained") else "--preset"] = _known(model, "source")
-    flags |= {f"--{name}": _known(info.settings, name) for name in ("dtype", "dropout")}
-    if not data.val_paths and facts.val_fraction is not None:
-        flags["--val-fraction"] = facts.val_fraction
-    if model.lora_rank:
-        flags |= {"--lora-rank": model.lora_rank, "--lora-alpha": facts.lora_alpha}
-    return flags
-
-
-def _require_here(paths: Sequence[object], record: Path) -> None:
-    """Raise NotFoundError for a text or a base that was found from another folder."""
-    for path in map(str, paths):
-        somewhere = path == "-" or "://" in path or any(wild in path for wild in "*?[")
-        if not somewhere and not Path(path).exists():
-            raise NotFoundError(
-                f"{record} names {path}, which is not here: start where the run was begun, or give "
-                "--data or --model as they are here"
-            )
-
-
-def _words(flags: Mapping[str, Any]) -> list[str]:
-    """Flags and their values as they are typed."""
+def _words(values: Mapping[str, Any]) -> list[str]:
+    """Fields and their values as flags are typed."""
     words = []
-    for name, value in flags.items():
+    for name, value in ((flag(name), value) for name, value in values.items()):
         if isinstance(value, bool):
             words.append(name if value else name.replace("--", "--no-", 1))
-        elif isinstance(value, list):
+        elif isinstance(value, tuple):
             # a path that begins with a dash would be taken for a flag
             paths = [f"./{path}" if path[:1] == "-" != path else path for path in map(str, value)]
             words += [name, *paths] if value else []

@@ -9,6 +9,7 @@ silent server.
 import errno
 import logging
 import shutil
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import BinaryIO
 from ..errors import InputError, NotFoundError
 from ..system import files
 from ..system.messages import visible
+from ..system.streams import draws_over
 from .client import hub_cache, shown_endpoint, user_token
 from .names import DatasetPath
 from .patience import DOWNLOAD_TRIES, explained, http_error, retry
@@ -202,7 +204,8 @@ def _receive_rest(remote: RemoteFile, file: BinaryIO, token: str | bool) -> None
         hf_raise_for_status(answer)
         if start and answer.status_code != 206:
             start = file.seek(file.truncate(0))
-        style = {"desc": visible(remote.name), "unit": "B", "unit_scale": True, "disable": None}
+        style = {"desc": visible(remote.name), "unit": "B", "unit_scale": True}
+        style["disable"] = not draws_over(sys.stderr)
         with tqdm(total=remote.size, initial=start, **style) as bar:
             for chunk in answer.iter_bytes():
                 bar.update(file.write(chunk))

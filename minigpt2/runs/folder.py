@@ -42,6 +42,7 @@ from ..system.files import (
     write_json,
     write_text,
 )
+from . import kept
 from .record import DAMAGED, Metrics, Record, RunInfo, Sample, Settings, finite_or_none
 from .state import Facts, TrainState
 
@@ -60,6 +61,8 @@ WRITTEN_INTO = (
     "checkpoints",
     "tensorboard",
     "merged",
+    kept.BASE,
+    kept.TEXTS,
 )
 
 
@@ -130,6 +133,8 @@ class RunFolder:
         self._lock: Lock | None = None
         self._made: tuple[Path, ...] = ()  # folders, by the claim
         self._is_new = False  # there was no run before
+        self._left = False  # a process that was killed had claimed it
+        self._own: list[Path] = []  # what the run began with, written by this claim
         self._failing: set[Path] = set()  # files that could not be written the last time
         self._damaged: set[Path] = set()  # checkpoints
 
@@ -146,6 +151,7 @@ class RunFolder:
         try:
             _refuse_links(path)
             run = cls(path)
+            run._left = (path / "run.owner").exists()
             run._lock, run._made = _locked(path), made
             run._is_new = not run.info_path.exists()
         except BaseException:
@@ -193,6 +199,8 @@ class RunFolder:
         with contextlib.suppress(OSError):  # a disk that broke is what the caller tells of
             if self._is_new and not self._step_folders():
                 self.info_path.unlink(missing_ok=True)
+                for path in self._own:
+                    _delete(path)
                 (self.path / "checkpoints").rmdir()
         with contextlib.suppress(OSError):
             (self.path / "run.owner").unlink()
@@ -204,6 +212,21 @@ class RunFolder:
 
     def __exit__(self, *problem: object) -> None:
         self.release()
+
+    def own_place(self, name: str) -> Path:
+        """An empty place in the folder for what the run begins with; what is written there goes if
+        the run does not come to its first checkpoint.
+
+        Raises InputError where something lies that no killed run left.
+        """
+        path = self.path / name
+        if path.exists() and not (self._left and self._is_new):
+            raise InputError(
+                f"--out {self.path} holds {name} already, and no run: choose another --out"
+            )
+        _delete(path)
+        self._own.append(path)
+        return path
 
     @property
     def metrics_path(self) -> Path:
@@ -500,6 +523,14 @@ def _put_in_place(temporary: Path, final: Path) -> None:
         final.rename(final.with_suffix(OLD))
     temporary.rename(final)
     sync(final.parent)
+
+
+def _delete(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _remove(path: Path) -> None:

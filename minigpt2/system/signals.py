@@ -19,8 +19,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from types import FrameType
+from typing import TypeVar
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -106,6 +109,37 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     with _handle(ask):
         yield request
+
+
+def stop_on_interrupt(work: Callable[[StopRequest], T]) -> T:
+    """Do a work in a thread of its own, where no KeyboardInterrupt reaches it: one that is raised
+    here meanwhile is the request that the work is given, and so is every later one.
+
+    For a library, which must not touch the program's signal handlers. Returns or raises what the
+    work does.
+    """
+    request, result = StopRequest(), Future[T]()
+
+    def done_aside() -> None:
+        try:
+            result.set_result(work(request))
+        except BaseException as problem:
+            result.set_exception(problem)
+
+    thread, told = threading.Thread(target=done_aside, name="minigpt2"), False
+    thread.start()
+    while True:
+        try:
+            if request.signal_number and not told:
+                told = True
+                logger.warning("interrupted: stopping after this step, to save it")
+            thread.join(MOMENT)  # Windows interrupts none without an end
+            if not thread.is_alive():
+                return result.result()
+        except KeyboardInterrupt:
+            if result.done():
+                raise
+            request.signal_number = int(signal.SIGINT)
 
 
 def keyboard_interrupts() -> contextlib.ExitStack:

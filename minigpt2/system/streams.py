@@ -34,6 +34,17 @@ def prepare_streams() -> None:
     sys.stderr = _guarded(sys.stderr, sys.__stderr__, 2, _Messages)
 
 
+def draws_over(stream: TextIO | None) -> bool:
+    """Whether what follows a carriage return is drawn over its line: on a terminal that can, and in
+    a notebook, whose streams say that they are none.
+    """
+    if stream is None or stream.closed:
+        return False
+    if type(stream).__module__.partition(".")[0] == "ipykernel":
+        return True
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
 def drop_results() -> None:
     """Let go of what could not be written to stdout: the interpreter, which writes what is left
     when it ends, would complain once more.

@@ -26,6 +26,7 @@ from ..formats.peft import is_adapter
 from ..hub.folders import MODEL_FILES, model_folder, revision_of
 from ..lora import add_lora, base_identity, load_adapter, save_adapter
 from ..model import GPT2, PRESETS, GPT2Config, config_of, skeleton
+from ..runs import kept
 from ..runs.folder import Checkpoint, RunFolder
 from ..runs.state import FROM_TEXT, Facts
 from ..system.files import at_one_moment
@@ -274,12 +275,13 @@ def source_name(origin: Origin) -> str:
     adapters are for is compared by what is in it, and a folder may be found by another path.
     """
     options = origin.options
+    source = kept.named(options.source, Path(options.folder))
     before = origin.start.facts.model if origin.start else None
     if before is None:
-        return options.source
+        return source
     same = Path(before).exists() and Path(options.source).exists()
     same = same and Path(before).samefile(options.source)
-    return before if same or options.lora_rank else options.source
+    return before if same or options.lora_rank else source
 
 
 def read_corpus(options: TrainOptions, tokenizer: Tokenizer, world: World) -> Corpus:

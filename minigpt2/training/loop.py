@@ -7,6 +7,7 @@ draw what one would. Knows nothing of the command line and of pictures.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -31,7 +32,7 @@ from ..system.files import write_json
 from ..system.memory import peak_memory
 from ..system.precision import Precision, own_randomness
 from ..system.processes import ALONE, World, is_sharded, reshard, unwrapped, whole
-from ..system.signals import Stopped, stop_on_signals
+from ..system.signals import Stopped, StopRequest, stop_on_signals
 from ..tokenizer import Tokenizer
 from .batches import Batch, Batches, validation_batches
 from .not_finite import find_nonfinite, finding_as_json, finding_in_words
@@ -69,12 +70,14 @@ def fit(
     *,
     start: Checkpoint | None = None,
     on_step: Callable[[Metrics], None] = lambda metrics: None,
+    request: StopRequest | None = None,
 ) -> TrainState:
     """Train job.model to plan.max_steps, keep the best weights in job.run, and say where it ended.
 
     `start` is the checkpoint whose weights the model already has; `on_step` gets what metrics.jsonl
-    gets. Raises Stopped after a signal, with everything saved, and InputError when the loss is not
-    a number, with the last checkpoint as it was.
+    gets. What asks for an end is `request`, or a signal where there is none. Raises Stopped when it
+    did, with everything saved, and InputError when the loss is not a number, with the last
+    checkpoint as it was.
     """
     plan, world, run = job.plan, job.world, job.run
     batches = Batches(
@@ -91,7 +94,8 @@ def fit(
             run.log(metrics)
             on_step(metrics)
 
-    with stop_on_signals() as request, own_randomness(job.precision.device):
+    stopping = stop_on_signals() if request is None else contextlib.nullcontext(request)
+    with stopping as request, own_randomness(job.precision.device):
 
         def asked_to_stop() -> int:
             return max(world.gather(request.signal_number))
@@ -129,8 +133,6 @@ def fit(
         stop = asked_to_stop()
     if stop and not state.ended(plan.max_steps):
         raise Stopped(stop)
-    if state.step < plan.max_steps:
-        logger.info("no better evaluation in %s: stopped early", plan.patience)
     return state
 
 

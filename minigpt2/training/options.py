@@ -5,10 +5,12 @@ A field that is None takes its value from the situation; its help says which.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import PurePath
+from typing import Any
 
-from ..arguments import DType, Preset, check_field, check_types, flag
+from ..arguments import DType, Preset, check_field, check_types, did_you_mean, flag, refuse
 from ..corpus.options import TextConfig, check_one_source
 from ..errors import InputError, OptionError
 
@@ -154,6 +156,7 @@ class TrainOptions:
     training: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_field(self, "workers", self.workers is None or self.workers >= 1, "1 or more")
         if not self.data and not (self.resume and self.out):
             also = "; or give --resume with --out and the run folder" * self.resume
@@ -193,3 +196,52 @@ def default_out(data: str, source: str) -> str:
     """runs/<name of the first data path>-<preset or model>: the run folder without --out."""
     name = PurePath(data).stem.strip("*") or "data"
     return str(PurePath("runs") / f"{name}-{PurePath(source).name}")
+
+
+# what is set where a run is begun or resumed, not among its settings
+OWN = ("data", "model", "out", "resume", "debug", "text", "training")
+INNER = {"text": TextConfig, "training": TrainConfig}
+SETTINGS = tuple(
+    part.name
+    for options in (TrainOptions, *INNER.values())
+    for part in fields(options)
+    if part.name not in OWN
+)
+
+
+def options_from(values: Mapping[str, Any]) -> TrainOptions:
+    """The options of fields by name, whichever dataclass they are in; paths may be one or many.
+
+    Raises OptionError for a name that is none, and what the options raise of their values.
+    """
+    left = dict(values)
+    inner = {
+        name: options(
+            **{part.name: left.pop(part.name) for part in fields(options) if part.name in left}
+        )
+        for name, options in INNER.items()
+    }
+    own = {part.name for part in fields(TrainOptions)} - INNER.keys()
+    require_settings(left, (*own, *SETTINGS))
+    for name in left.keys() & {"data", "val_data"}:
+        left[name] = paths(name, left[name])
+    return TrainOptions(**left, **inner)
+
+
+def require_settings(given: Iterable[str], names: Collection[str]) -> None:
+    """Raise OptionError for a name that is none of those that there are."""
+    for name in given:
+        if name not in names:
+            near = did_you_mean(name, names)
+            raise OptionError(f"there is no setting {name}{near}; train.py --help lists them")
+
+
+def paths(name: str, value: object) -> tuple[str, ...]:
+    """Paths as texts, one alone too; OptionError for anything else."""
+    if isinstance(value, (str, PurePath)):
+        return (str(value),)
+    found: tuple[Any, ...] = tuple(value) if isinstance(value, Iterable) else (value,)
+    for path in found:
+        if not isinstance(path, (str, PurePath)):
+            raise refuse(name, value, "a path, or several")
+    return tuple(map(str, found))

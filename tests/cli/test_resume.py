@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigpt2.cli.resume import described
 from minigpt2.corpus.options import TextConfig
+from minigpt2.finetuning.recorded import described
 from minigpt2.formats.tensors import read_tensors
 from minigpt2.runs.folder import RunFolder
 from minigpt2.training.options import TrainConfig, TrainOptions

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import minigpt2.cli.progress
+import minigpt2.finetuning.session
 import minigpt2.lora
 import minigpt2.runs.card
 import minigpt2.runs.page

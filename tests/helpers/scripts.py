@@ -49,13 +49,20 @@ def exit_code(script: str, *argv: object) -> int:
     return COMMANDS[script].run([str(argument) for argument in argv])
 
 
-def run_alone(script: str, *argv: object, stdin: bytes = b"", **environment: str) -> Result:
+def run_alone(
+    script: str,
+    *argv: object,
+    stdin: bytes = b"",
+    cwd: Path | None = None,
+    **environment: str,
+) -> Result:
     """Run a script in a process of its own."""
     done = subprocess.run(
         [*warm.python(), str(ROOT / f"{script}.py"), *map(str, argv)],
         input=stdin,
         capture_output=True,
         env={**os.environ, **environment},
+        cwd=cwd,
         timeout=120,
     )
     return Result(done.returncode, done.stdout.decode(), done.stderr.decode())

@@ -16,11 +16,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt2.cli.console import MessageFormatter, explain, printable, run_script, show_traceback
+from minigpt2.cli.console import explain, printable, run_script, show_traceback
 from minigpt2.corpus.options import CorpusOptions
 from minigpt2.errors import InputError
 from minigpt2.formats.tensors import read_tensors, write_tensors
-from minigpt2.system.messages import HIDDEN, one_line, visible, without_secrets
+from minigpt2.system.messages import HIDDEN, MessageFormatter, one_line, visible, without_secrets
 from scripts import run_here, tiny_folder
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="such names cannot be on Windows")

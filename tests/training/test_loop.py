@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minigpt2.cli.progress import evaluation_line
 from minigpt2.corpus.prepare import prepare
 from minigpt2.errors import InputError
 from minigpt2.evaluation.scorer import Scorer
+from minigpt2.finetuning.progress import evaluation_line
 from minigpt2.model import GPT2
 from minigpt2.runs.card import write_card
 from minigpt2.runs.curves import draw_loss_curve

@@ -2,7 +2,7 @@
 
 import math
 
-from minigpt2.cli.progress import Progress, evaluation_line
+from minigpt2.finetuning.progress import Progress, evaluation_line
 from minigpt2.runs.record import Metrics
 
 

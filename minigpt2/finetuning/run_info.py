@@ -9,26 +9,26 @@ import platform
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from .. import __version__
 from ..arguments import flag
 from ..corpus.options import TextConfig
+from ..model import GPT2
+from ..runs import kept
 from ..runs.record import DataInfo, ModelInfo, RunInfo, Session
+from ..system.precision import describe_device
+from ..training.build import Built, parameter_counts
+from ..training.loop import settings_of
 from ..training.options import TrainOptions
-from .resume import described
-
-if TYPE_CHECKING:
-    from ..model import GPT2
-    from ..training.build import Built
+from .recorded import described
 
 MASKS = ("document_mask", "mask_prompt")
 
 
 def write_run_info(options: TrainOptions, built: Built, command: str) -> None:
     """Write run.json, in which every start of the run is a session, begun with `command`."""
-    from ..training.loop import settings_of
-
     run = built.job.run
     before = run.read_info() if built.start else None
     sessions = before.sessions if before else ()
@@ -45,10 +45,6 @@ def write_run_info(options: TrainOptions, built: Built, command: str) -> None:
 
 def _session(built: Built, command: str) -> Session:
     """This start of the run: when, where, and what the numbers depend on besides the settings."""
-    import torch
-
-    from ..system.precision import describe_device
-
     job = built.job
     return Session(
         command=command,
@@ -67,11 +63,9 @@ def _session(built: Built, command: str) -> Session:
 
 
 def _model_info(options: TrainOptions, model: GPT2) -> ModelInfo:
-    from ..training.build import parameter_counts
-
     n_parameters, n_trained = parameter_counts(model)
     return ModelInfo(
-        source=options.source,
+        source=kept.named(options.source, Path(options.folder)),
         source_kind=_source_kind(options),
         pretrained=not options.preset,
         n_parameters=n_parameters,
@@ -84,7 +78,7 @@ def _model_info(options: TrainOptions, model: GPT2) -> ModelInfo:
 def _data_info(options: TrainOptions, built: Built) -> DataInfo:
     corpus = built.job.corpus
     return DataInfo(
-        paths=tuple(options.data),
+        paths=tuple(kept.named(path, Path(options.folder)) for path in options.data),
         val_paths=tuple(options.val_data),
         n_documents=corpus.n_documents,
         n_characters=corpus.n_characters,
