@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .decoding.ready import load
     from .decoding.text import Completion, complete, stream_text
     from .errors import InputError, NotFoundError, OptionError
+    from .evaluation.score import Scores, score
     from .finetuning.finetune import finetune
     from .finetuning.run import Run
     from .generate import generate
@@ -44,6 +45,7 @@ __all__ = [
     "Run",
     "Sample",
     "SamplingConfig",
+    "Scores",
     "Tokenizer",
     "TrainConfig",
     "add_lora",
@@ -53,6 +55,7 @@ __all__ = [
     "load",
     "load_adapter",
     "save_adapter",
+    "score",
     "stream_text",
 ]
 
@@ -62,6 +65,7 @@ _HOMES = {
     **dict.fromkeys(("ModelDrafter", "NGramDrafter"), "decoding.drafters"),
     "load": "decoding.ready",
     **dict.fromkeys(("Completion", "complete", "stream_text"), "decoding.text"),
+    **dict.fromkeys(("Scores", "score"), "evaluation.score"),
     "finetune": "finetuning.finetune",
     "Run": "finetuning.run",
     "generate": "generate",

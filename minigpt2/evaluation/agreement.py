@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..model import GPT2, evaluation_mode
+from ..model import GPT2
+from .score import scored_logits
 
 
 @torch.no_grad()
@@ -58,15 +59,12 @@ def logprob_error(
 def _scores(
     model: GPT2, prompt: Sequence[int], added: Sequence[int], vocab_size: int | None
 ) -> Tensor:
-    """The scores (T, V) from which each of T added tokens was chosen, without a cache: the model
-    reads each part of the text at once that `decode` (generate.py) reads from position 0.
+    """The scores (T, V) from which each of T added tokens was chosen, without a cache: `decode`
+    (generate.py) reads windows that are half of block_size apart, and so do these.
     """
-    text, window, device = [*prompt, *added], model.config.block_size, model.ln_f.weight.device
-    start, at, parts = max(0, len(prompt) - window), len(prompt), []
-    with evaluation_mode(model):
-        while at < len(text):
-            full = start + window  # the token there is the last before the window slides
-            idx = torch.tensor([text[start : min(full, len(text) - 1)]], device=device)
-            parts.append(model(idx)[0, at - start - 1 :, :vocab_size].float())
-            start, at = full - window // 2, full + 1
-    return torch.cat(parts)
+    text = [*prompt[-model.config.block_size :], *added]
+    n_read = len(text) - len(added)
+    found: dict[int, Tensor] = {}
+    for places, logits in scored_logits(model, [text], vocab_size=vocab_size):
+        found |= {at: row.clone() for (_, at), row in zip(places, logits) if at >= n_read}
+    return torch.stack([found[at] for at in range(n_read, len(text))])
