@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .cache import KVCache
     from .decoding.drafters import ModelDrafter, NGramDrafter
     from .decoding.ready import load
-    from .decoding.text import Completion, complete, stream_text
+    from .decoding.text import Alternative, Completion, Piece, complete, stream, stream_text
     from .errors import InputError, NotFoundError, OptionError
     from .evaluation.score import Scores, score
     from .finetuning.finetune import finetune
@@ -29,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GPT2",
     "PRESETS",
+    "Alternative",
     "Completion",
     "Drafter",
     "GPT2Config",
@@ -42,6 +43,7 @@ __all__ = [
     "NGramDrafter",
     "NotFoundError",
     "OptionError",
+    "Piece",
     "Run",
     "Sample",
     "SamplingConfig",
@@ -56,6 +58,7 @@ __all__ = [
     "load_adapter",
     "save_adapter",
     "score",
+    "stream",
     "stream_text",
 ]
 
@@ -64,7 +67,9 @@ _HOMES = {
     **dict.fromkeys(("InputError", "NotFoundError", "OptionError"), "errors"),
     **dict.fromkeys(("ModelDrafter", "NGramDrafter"), "decoding.drafters"),
     "load": "decoding.ready",
-    **dict.fromkeys(("Completion", "complete", "stream_text"), "decoding.text"),
+    **dict.fromkeys(
+        ("Alternative", "Completion", "Piece", "complete", "stream", "stream_text"), "decoding.text"
+    ),
     **dict.fromkeys(("Scores", "score"), "evaluation.score"),
     "finetune": "finetuning.finetune",
     "Run": "finetuning.run",

@@ -3,7 +3,7 @@
 `generate_plain` is the whole idea in a dozen lines. `decode` is the same loop as it is used: many
 rows of different length, a window that may be full, rows that end, and draft tokens that are
 checked several at once. It yields the new tokens of every decode step, and everything else is a
-consumer of it: `generate` for ids, and in decoding/text.py `stream_text` for a screen and
+consumer of it: `generate` for ids, and in decoding/text.py `stream` for a text as it grows and
 `complete` for finished texts.
 
 Past the window. GPT-2's positions are absolute, so cached keys cannot slide: they carry their old
@@ -72,16 +72,18 @@ def generate_plain(
 
 class Token(NamedTuple):
     """A token that was drawn, and the natural logarithm of the model's own probability for it,
-    before temperature and filters.
+    before temperature, filters and bans. `top` are the likeliest tokens in its place by that same
+    distribution, as many as `DecodeSettings.top_logprobs` says, the likeliest first.
     """
 
     id: int
     logprob: float
+    top: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """How all rows are continued: what `generate`, `complete` and `stream_text` hand to `decode`.
+    """How all rows are continued: what `generate`, `complete` and `stream` hand to `decode`.
 
     Raises OptionError for a value that is not allowed.
     """
@@ -92,9 +94,14 @@ class DecodeSettings:
     vocab_size: int | None = None  # ids from here on, the padding of some vocabularies, never come
     banned: Callable[[list[int]], Tensor] | None = None  # a row's new ids -> (V,) bool, these, too
     drafter: Drafter | None = None
+    top_logprobs: int = 0  # so many of the likeliest tokens are reported beside each new one
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "max_new_tokens", whole("max_new_tokens", self.max_new_tokens))
+        for name in ("max_new_tokens", "top_logprobs"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
+        if self.vocab_size is not None and self.top_logprobs > self.vocab_size:
+            allowed = f"from 0 to the {self.vocab_size} tokens that there are"
+            raise refuse("top_logprobs", self.top_logprobs, allowed)
         if not isinstance(self.sampling, SamplingConfig):
             raise refuse("sampling", self.sampling, "a SamplingConfig")
 
@@ -293,7 +300,22 @@ def _draw(
     for b, new in enumerate(drawn):
         ids[b, : len(new)] = torch.tensor(new)
     logprobs = logits.gather(2, ids.to(logits.device)[..., None]).squeeze(2) - total
-    return [[Token(*pair) for pair in zip(new, row)] for new, row in zip(drawn, logprobs.tolist())]
+    tops = _likeliest(logits, total, settings.top_logprobs)
+    return [[Token(*token) for token in zip(*row)] for row in zip(drawn, logprobs.tolist(), tops)]
+
+
+def _likeliest(logits: Tensor, total: Tensor, n: int) -> list[list[tuple[Token, ...]]]:
+    """The n likeliest tokens at every place of logits (B, T, V), by B and T; of equally likely ones
+    those with smaller ids, as greedy decoding chooses.
+    """
+    if n == 0:
+        return [[()] * logits.shape[1]] * len(logits)
+    found, ids = logits.sort(dim=-1, descending=True, stable=True)
+    logprobs = found[..., :n] - total[..., None]
+    return [
+        [tuple(map(Token, *place)) for place in zip(*row)]
+        for row in zip(ids[..., :n].tolist(), logprobs.tolist())
+    ]
 
 
 def _check_rows(model: GPT2, rows: list[list[int]]) -> None:

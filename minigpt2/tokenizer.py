@@ -156,6 +156,13 @@ class Tokenizer:
             raise InputError(f"token id {id} is not in the vocabulary of {self.vocab_size:,} ids")
         return self._bytes[id]
 
+    def token_text(self, id: int) -> str:
+        """A token by itself, for people: bytes that are not a whole character are U+FFFD, and an id
+        that means nothing is empty. Put together, the tokens of a text are the text wherever no
+        character is cut between two of them.
+        """
+        return self._bytes.get(id, b"").decode("utf-8", errors="replace")
+
     def written_bytes(self) -> list[bytes]:
         """What each of the vocab_size ids adds to a text: nothing for end-of-text."""
         ids = range(self.vocab_size)

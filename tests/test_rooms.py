@@ -110,7 +110,8 @@ def test_every_file_is_seen_and_has_its_floor():
     assert {path.parent for path in MODULES} == inits
 
 
-def test_no_circle_of_modules():
+def needed() -> dict[str, set[str]]:
+    """From each module to those that it imports, wherever the imports stand."""
     names = {name_of(path).removesuffix("/__init__"): path for path in MODULES}
     needs = {}
     for name, path in names.items():
@@ -123,8 +124,25 @@ def test_no_circle_of_modules():
             if parts[0] == "minigpt2"
         }
         needs[name] = (found & names.keys()) - {name, ""}
+    return needs
+
+
+def test_no_circle_of_modules():
+    needs = needed()
     assert sum(map(len, needs.values())) > 150
     TopologicalSorter(needs).prepare()  # raises CycleError
+
+
+@pytest.mark.parametrize(
+    ("command", "draws"), [("cli/sample", False), ("cli/convert", False), ("cli/train", True)]
+)
+def test_only_who_draws_curves_needs_matplotlib(command, draws):
+    needs, reached, waiting = needed(), set(), {command}
+    while waiting:
+        reached |= waiting
+        waiting = {name for module in waiting for name in needs[module]} - reached
+    assert len(reached) > 10
+    assert ("runs/curves" in reached) == draws
 
 
 @pytest.mark.parametrize("name", sorted(LECTURES))

@@ -84,6 +84,19 @@ def test_vocabulary_sizes_out_of_range_are_refused(vocab_size):
         Tokenizer.gpt2(vocab_size)
 
 
+@quick
+@given(texts, st.sampled_from(SIZES))
+def test_tokens_as_texts_are_the_text_wherever_no_character_is_cut(text, vocab_size):
+    tokenizer = gpt2(vocab_size)
+    ids = tokenizer.encode(text)
+    tokens = [tokenizer.token_text(id) for id in ids]
+    assert tokens == [tokenizer.decode(id) for id in ids]
+    if not any("\ufffd" in token for token in tokens):
+        assert "".join(tokens) == text
+    assert tokenizer.token_text(tokenizer.eot) == "<|endoftext|>"
+    assert tokenizer.token_text(vocab_size) == ""
+
+
 @pytest.mark.parametrize("id", [-1, 50257, 10**12])
 def test_an_unknown_id_is_named(id):
     for use in (gpt2().token_bytes, lambda id: gpt2().decode([464, id]), TextStream(gpt2()).push):

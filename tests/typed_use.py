@@ -1,5 +1,7 @@
 """What a type checker makes of the library as it is used: pyright reads this, nobody runs it."""
 
+from collections.abc import Iterator
+
 import torch
 from typing_extensions import assert_type
 
@@ -9,10 +11,15 @@ from minigpt2 import (
     GPT2Config,
     KVCache,
     LoRALinear,
+    Piece,
+    Scores,
     Tokenizer,
     complete,
     generate,
     load,
+    score,
+    stream,
+    stream_text,
 )
 
 model = GPT2(GPT2Config())
@@ -30,6 +37,10 @@ assert_type(model.to("cpu"), GPT2)
 assert_type(generate(model, idx, max_new_tokens=1), list[list[int]])
 assert_type(generate(model, [idx[0]], max_new_tokens=1, stop_ids=5), list[list[int]])
 assert_type(complete(model, tokenizer, "One day", stop="."), list[Completion])
+assert_type(stream(model, tokenizer, "One day", top_logprobs=3), Iterator[Piece])
+assert_type(stream_text(model, tokenizer, "One day"), Iterator[str])
+assert_type(score(model, tokenizer, "One day"), Scores)
+assert_type(score(model, tokenizer, "One day", stride=7).nats, tuple[float | None, ...])
 assert_type(tokenizer.decode(idx[0]), str)
 
 

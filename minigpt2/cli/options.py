@@ -44,7 +44,7 @@ NEUTRAL = {  # values that ask for nothing; of other fields None, False, 0 and (
 DRAWS = ("seed", "top_k", "top_p", "min_p")
 
 WRITES = ("stop", "ban", "guess", "draft", "compile", "temperature", *DRAWS)
-WRITES += ("repetition_penalty", "no_repeat_ngram")
+WRITES += ("repetition_penalty", "no_repeat_ngram", "top_logprobs")
 
 
 def without_effect(options: object, given: Collection[str]) -> Iterator[str]:

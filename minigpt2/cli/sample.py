@@ -59,7 +59,7 @@ def main(options: SampleOptions) -> int:
 
 
 def decoding(options: SampleOptions) -> dict[str, Any]:
-    """The flags that `complete` and `stream_text` share."""
+    """The flags that `complete` and `stream_text` both take."""
     names = ("max_new_tokens", "sampling", "seed", "finish_sentence")
     texts = {"stop": options.stop, "ban": options.ban}
     return {
@@ -114,6 +114,7 @@ def write_samples(
                 [prompts[p] for p, _ in batch],
                 rows=[k for _, k in batch],
                 drafter=drafters.of(batch[0][1]),
+                top_logprobs=options.top_logprobs,
                 on_tokens=bar.update,
                 **decoding(options),
             )
@@ -128,6 +129,8 @@ def write_sample(
     """Write sample k of prompt p."""
     if options.json:
         row = {"prompt": prompts[p], "sample": k + 1, **asdict(completion)}
+        if not options.top_logprobs:
+            del row["top_logprobs"]
         print(json.dumps(row, allow_nan=False), flush=True)
         return
     which = f"prompt {p + 1} of {len(prompts)}, " if len(prompts) > 1 else ""

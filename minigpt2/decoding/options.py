@@ -40,7 +40,11 @@ class SampleOptions:
     ban: tuple[str, ...] = ()
     """Never write any of these texts, understood as in --prompt."""
     json: bool = False
-    """Print one JSON object per sample: text, token ids, log-probabilities, reason for stopping."""
+    """Print one JSON object per sample: text, token ids and strings, their log-probabilities, and
+    the reason for stopping."""
+    top_logprobs: int = 0
+    """With --json, also the N likeliest tokens in each token's place, and their
+    log-probabilities."""
     guess: int = 0
     """Guess this many tokens ahead from what was written before: text that repeats itself comes
     sooner, and stays as likely as it was. 0 is off."""
@@ -74,8 +78,11 @@ class SampleOptions:
                 "--interactive writes one answer a prompt, as text: leave out --json and "
                 "--num-samples"
             )
+        if self.top_logprobs and not self.json:
+            raise InputError("--top-logprobs is written with --json only: add --json")
         check_field(self, "max_new_tokens", self.max_new_tokens >= 0, "0 or more")
         check_field(self, "num_samples", self.num_samples >= 1, "1 or more")
+        check_field(self, "top_logprobs", self.top_logprobs >= 0, "0 (off) or more")
         check_field(self, "guess", 0 <= self.guess <= 64, "from 0 (off) to 64")
         check_field(self, "seed", 0 <= self.seed < 2**63, "from 0 to 2^63 - 1")
         for name in ("stop", "ban"):

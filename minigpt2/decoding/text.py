@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -23,19 +23,53 @@ SENTENCE_END = re.compile(r"""[.!?\u2026]["'\u201d\u2019)\]]*(?=\s)|(?=\n)""")
 SENTENCE_TOKENS = 100  # more than max_new_tokens at most, to come to the end of a sentence
 
 
+FinishReason = Literal["eot", "stop", "sentence", "length"]  # length: max_new_tokens
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One of the likeliest tokens in the place of another, `token` and `logprob` as in `Piece`."""
+
+    id: int
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a decode step added to a text.
+
+    `text` is what became certain with it, perhaps nothing: a character may be in parts yet, and
+    what may begin a stop text waits. `ids` are the tokens that were drawn, one or, where drafts
+    were accepted, more; `tokens` what `Tokenizer.token_text` makes of each. `logprobs` are the
+    natural logarithms of the model's own probabilities for them, before temperature, filters and
+    bans; `top_logprobs` are for each of them the likeliest tokens by the same probabilities, as
+    many as were asked for. `finish_reason` is None but in the last piece, which brings no ids, only
+    the text that had waited.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    logprobs: tuple[float, ...]
+    top_logprobs: tuple[tuple[Alternative, ...], ...]
+    finish_reason: FinishReason | None
+
+
 @dataclass
 class Completion:
-    """What was added to one prompt, and why it ended.
+    """What was added to one prompt, and why it ended: all that its pieces hold (see `Piece`).
 
-    `ids` are all tokens that were drawn, with the end-of-text or the stop text that ended them, and
-    `logprobs` the natural logarithms of the model's own probabilities for them, before temperature
-    and filters; `text` is without what ended it.
+    `ids` are all tokens that were drawn, with the end-of-text or the stop text that ended them;
+    `text` is without what ended it.
     """
 
     text: str = ""
     ids: list[int] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    finish_reason: Literal["eot", "stop", "sentence", "length"] = "length"  # max_new_tokens
+    top_logprobs: list[tuple[Alternative, ...]] = field(default_factory=list)
+    finish_reason: FinishReason = "length"
 
 
 class _Writer:
@@ -47,22 +81,21 @@ class _Writer:
     def __init__(
         self, tokenizer: Tokenizer, stop: Sequence[str] | str, sentence_from: int | None
     ) -> None:
-        self._eot, self._stream = tokenizer.eot, TextStream(tokenizer, stop)
+        self._tokenizer, self._stream = tokenizer, TextStream(tokenizer, stop)
         self._sentence_from = sentence_from
         self._limit: int | None = None  # characters of the text at max_new_tokens
-        self.written, self.unread = Completion(), ""  # unread: text that nobody has fetched yet
-
-    @property
-    def may_go_on(self) -> bool:
-        """Whether a text may become longer than max_new_tokens."""
-        return self._sentence_from is not None
+        self.written = Completion()
+        self._fetched = (0, 0)  # characters and tokens
 
     def push(self, token: Token) -> bool:
         """Add the next token; whether the text ends with it."""
-        written = self.written
+        written, shown = self.written, self._tokenizer.token_text
         written.ids.append(token.id)
+        written.tokens.append(shown(token.id))
         written.logprobs.append(token.logprob)
-        if token.id == self._eot:
+        tops = (Alternative(top.id, shown(top.id), top.logprob) for top in token.top)
+        written.top_logprobs.append(tuple(tops))
+        if token.id == self._tokenizer.eot:
             written.finish_reason = "eot"
             return True
         self._add(self._stream.push(token.id))
@@ -73,10 +106,18 @@ class _Writer:
         if self.written.finish_reason != "sentence":
             self._add(self._stream.finish())
 
-    def fetch(self) -> str:
-        """The text that became certain since the last call."""
-        piece, self.unread = self.unread, ""
-        return piece
+    def fetch(self, *, last: bool = False) -> Piece:
+        """What was written since the last call."""
+        written, (n_characters, n_ids) = self.written, self._fetched
+        self._fetched = len(written.text), len(written.ids)
+        return Piece(
+            written.text[n_characters:],
+            tuple(written.ids[n_ids:]),
+            tuple(written.tokens[n_ids:]),
+            tuple(written.logprobs[n_ids:]),
+            tuple(written.top_logprobs[n_ids:]),
+            written.finish_reason if last else None,
+        )
 
     def _add(self, piece: str) -> None:
         if self._stream.stopped:
@@ -84,7 +125,6 @@ class _Writer:
         elif self._sentence_from is not None and len(self.written.ids) >= self._sentence_from:
             piece = self._to_sentence_end(piece)
         self.written.text += piece
-        self.unread += piece
 
     def _to_sentence_end(self, piece: str) -> str:
         before, text = len(self.written.text), self.written.text + piece
@@ -114,6 +154,7 @@ def complete(
     finish_sentence: bool = False,
     rows: Sequence[int] | None = None,
     drafter: Drafter | None = None,
+    top_logprobs: int = 0,
     on_tokens: Callable[[int], object] | None = None,
 ) -> list[Completion]:
     """Continue every prompt until end-of-text, one of the `stop` texts (left out), or
@@ -122,20 +163,73 @@ def complete(
     An empty prompt starts from end-of-text, as the start of a document. The texts in `ban` are
     never written. With `finish_sentence`, a text that reaches max_new_tokens goes on to the end of
     its sentence, for SENTENCE_TOKENS at most. Prompt i draws the random numbers of row rows[i], by
-    default i. `on_tokens` is called after every decode step with the number of new tokens.
+    default i. Beside each token its `top_logprobs` likeliest alternatives are reported. `on_tokens`
+    is called after every decode step with the number of new tokens.
     """
     prompts = texts("prompts", prompts)
     if rows is not None and len(rows) != len(prompts):
         raise refuse("rows", rows, f"one number for each of {len(prompts)} prompts")
-    settings = DecodeSettings(
-        max_new_tokens, sampling, seed, tokenizer.vocab_size, _banned(ban, tokenizer), drafter
+    writers, steps = _start(
+        model,
+        tokenizer,
+        prompts,
+        rows,
+        stop=stop,
+        ban=ban,
+        finish_sentence=finish_sentence,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        seed=seed,
+        drafter=drafter,
+        top_logprobs=top_logprobs,
     )
-    sentence_from = settings.max_new_tokens if finish_sentence else None
-    writers = [_Writer(tokenizer, stop, sentence_from) for _ in prompts]
-    for n_new in _write(model, tokenizer, prompts, writers, settings, rows):
+    for n_new in steps:
         if on_tokens is not None:
             on_tokens(n_new)
     return [writer.written for writer in writers]
+
+
+def stream(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    max_new_tokens: int = 200,
+    sampling: SamplingConfig = NEUTRAL,
+    seed: int = 0,
+    stop: Sequence[str] | str = (),
+    ban: Sequence[str] | str = (),
+    finish_sentence: bool = False,
+    row: int = 0,
+    drafter: Drafter | None = None,
+    top_logprobs: int = 0,
+) -> Iterator[Piece]:
+    """Yield the continuation of a prompt as it grows: a piece for every decode step, and a last one
+    that says why it ended.
+
+    The pieces together are `complete(model, tokenizer, [prompt], rows=[row], ...)[0]`.
+    """
+    (writer,), steps = _start(
+        model,
+        tokenizer,
+        [prompt],
+        [row],
+        stop=stop,
+        ban=ban,
+        finish_sentence=finish_sentence,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        seed=seed,
+        drafter=drafter,
+        top_logprobs=top_logprobs,
+    )
+    return _pieces(writer, steps)
+
+
+def _pieces(writer: _Writer, steps: Iterator[int]) -> Iterator[Piece]:
+    for _ in steps:
+        yield writer.fetch()
+    yield writer.fetch(last=True)
 
 
 def stream_text(
@@ -152,39 +246,62 @@ def stream_text(
     row: int = 0,
     drafter: Drafter | None = None,
 ) -> Iterator[str]:
-    """Yield the continuation of a prompt piece by piece, as soon as whole characters are known.
+    """Yield the text of `stream`'s pieces: whole characters, as soon as they are known."""
+    pieces = stream(
+        model,
+        tokenizer,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        seed=seed,
+        stop=stop,
+        ban=ban,
+        finish_sentence=finish_sentence,
+        row=row,
+        drafter=drafter,
+    )
+    return (piece.text for piece in pieces)
 
-    The pieces together are `complete(model, tokenizer, [prompt], rows=[row], ...)[0].text`.
+
+def _start(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    rows: Sequence[int] | None,
+    *,
+    stop: Sequence[str] | str,
+    ban: Sequence[str] | str,
+    finish_sentence: bool,
+    **how: Any,
+) -> tuple[list[_Writer], Iterator[int]]:
+    """A writer for each prompt, and the decode steps that let them write; `how` are the other
+    fields of DecodeSettings.
     """
     settings = DecodeSettings(
-        max_new_tokens, sampling, seed, tokenizer.vocab_size, _banned(ban, tokenizer), drafter
+        vocab_size=tokenizer.vocab_size, banned=_banned(ban, tokenizer), **how
     )
-    writer = _Writer(tokenizer, stop, settings.max_new_tokens if finish_sentence else None)
-    for _ in _write(model, tokenizer, [prompt], [writer], settings, [row]):
-        yield writer.fetch()
+    sentence_from = settings.max_new_tokens if finish_sentence else None
+    if sentence_from:
+        settings = replace(settings, max_new_tokens=sentence_from + SENTENCE_TOKENS)
+    writers = [_Writer(tokenizer, stop, sentence_from) for _ in prompts]
+    ids = [tokenizer.encode(prompt) or [tokenizer.eot] for prompt in prompts]
+    return writers, _write(model, ids, writers, settings, rows)
 
 
 def _write(
     model: GPT2,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    ids: Sequence[Sequence[int]],
     writers: Sequence[_Writer],
     settings: DecodeSettings,
     rows: Sequence[int] | None,
 ) -> Iterator[int]:
-    """Let the writers write; yields after every decode step, and at the end, how many tokens are
-    new.
-    """
-    if settings.max_new_tokens and any(writer.may_go_on for writer in writers):
-        settings = replace(settings, max_new_tokens=settings.max_new_tokens + SENTENCE_TOKENS)
-    ids = [tokenizer.encode(prompt) or [tokenizer.eot] for prompt in prompts]
+    """Let the writers write; yields after every decode step how many tokens are new."""
     for new in decode(
         model, ids, settings, lambda row, token: writers[row].push(token), numbers=rows
     ):
         yield sum(map(len, new))
     for writer in writers:
         writer.finish()
-    yield 0
 
 
 def _banned(ban: Sequence[str] | str, tokenizer: Tokenizer) -> Callable[[list[int]], Tensor] | None:

@@ -36,9 +36,9 @@ Place = tuple[int, int]  # the number of a row, and that of a token in it
 class Scores:
     """A text as its tokens, and what each costs a model.
 
-    `tokens` are the ids as text, where bytes that are not a whole character are U+FFFD. `nats` are
-    the negative log-likelihoods: minus the natural logarithm of the model's probability for the
-    token after those before it; None for the first, which nothing precedes.
+    `tokens` are what `Tokenizer.token_text` makes of the ids. `nats` are the negative
+    log-likelihoods: minus the natural logarithm of the model's probability for the token after
+    those before it; None for the first, which nothing precedes.
     """
 
     ids: tuple[int, ...]
@@ -67,7 +67,7 @@ def score(model: GPT2, tokenizer: Tokenizer, text: str, *, stride: int | None = 
     """
     ids = tokenizer.encode(text)
     (nats,) = score_ids(model, [ids], stride=stride, vocab_size=tokenizer.vocab_size)
-    return Scores(tuple(ids), tuple(map(tokenizer.decode, ids)), tuple(nats))
+    return Scores(tuple(ids), tuple(map(tokenizer.token_text, ids)), tuple(nats))
 
 
 @torch.no_grad()

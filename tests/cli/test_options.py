@@ -23,7 +23,7 @@ CONTRACT = {
     "normalize-unicode normalize-newlines remove-control-characters duplicates min-characters",
     SampleOptions: "prompt prompt-file model max-new-tokens temperature top-k top-p min-p "
     "repetition-penalty num-samples seed stop device dtype json interactive no-repeat-ngram "
-    "prompts-file finish-sentence ban guess draft compile",
+    "prompts-file finish-sentence ban guess draft compile top-logprobs",
 }
 
 
@@ -204,7 +204,7 @@ SAMPLE_FLAGS = {
     **{name: greedy_but(name) for name in ("seed", "temperature")},
     **{name: greedy_but(name.replace("_", "-")) for name in ("top_k", "top_p", "min_p")},
     **dict.fromkeys(["repetition_penalty", "no_repeat_ngram", "stop", "ban"], (NO_TEXT,)),
-    **dict.fromkeys(["guess", "draft"], (NO_TEXT,)),
+    **dict.fromkeys(["guess", "draft", "top_logprobs"], (NO_TEXT,)),
     "compile": [NO_TEXT],  # and SITUATION
 }
 TEXT_FLAGS = {
@@ -241,7 +241,13 @@ DECIDED = {
     ),
 }  # fmt: skip
 WORDS = {"compile": [], "seed": ["0"], "top_p": ["0.5"], "min_p": ["0.5"], "temperature": ["0.5"]}
-WORDS |= {"stop": ["a"], "ban": ["a"], "draft": ["a"], "val_fraction": ["0.2"]}
+WORDS |= {
+    "top_logprobs": ["2", "--json"],
+    "stop": ["a"],
+    "ban": ["a"],
+    "draft": ["a"],
+    "val_fraction": ["0.2"],
+}
 CASES = [
     (options_class, name, *case)
     for options_class, (flags, _, _) in DECIDED.items()

@@ -51,7 +51,8 @@ def rows(result):
 def test_json_holds_the_models_own_log_probabilities(capsys, model):
     flags = ["--prompt", "The", "--json", "--max-new-tokens", 12, "--top-k", 40]
     (row,) = rows(sample(capsys, model, *flags))
-    assert list(row) == ["prompt", "sample", "text", "ids", "logprobs", "finish_reason"]
+    fields = ["prompt", "sample", "text", "ids", "tokens", "logprobs", "finish_reason"]
+    assert list(row) == fields
     tokenizer = Tokenizer.from_pretrained(model)
     text = tokenizer.encode("The") + row["ids"]
     with torch.no_grad():
@@ -59,6 +60,54 @@ def test_json_holds_the_models_own_log_probabilities(capsys, model):
     start = len(text) - len(row["ids"])
     for p, (token, logprob) in enumerate(zip(row["ids"], row["logprobs"]), start=start - 1):
         assert logprob == pytest.approx(float(expected[p, token]), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--prompt", "The The", "--temperature", 0],
+        ["--prompt", "The The", "--num-samples", 3],
+        ["--prompt", "The The", "--guess", 4, "--temperature", 1.5],
+        ["--prompt", "The The", "--draft", "MODEL", "--ban", "e", "--repetition-penalty", 1.3],
+        ["--prompts-file", "PROMPTS", "--num-samples", 2],
+        ["--prompt", "The The", "--dtype", "int8"],
+    ],
+    ids=lambda flags: " ".join(map(str, flags[2:])),
+)
+def test_top_logprobs_adds_the_likeliest_tokens_to_every_row_and_changes_nothing_else(
+    capsys, model, tmp_path, flags
+):
+    (tmp_path / "prompts").write_text("The sea\nA lamp and a wall\n")
+    names = {"MODEL": model, "PROMPTS": tmp_path / "prompts"}
+    flags = [*(names.get(word, word) for word in flags), "--json", "--max-new-tokens", 9]
+    plain, found = (
+        rows(sample(capsys, model, *flags, *more)) for more in ([], ["--top-logprobs", 4])
+    )
+    tokenizer = Tokenizer.from_pretrained(model)
+    for row in found:
+        assert list(row)[-2:] == ["top_logprobs", "finish_reason"]
+        assert len(row["ids"]) == len(row["tokens"]) == len(row["top_logprobs"]) > 0
+        for id, logprob, top in zip(row["ids"], row["logprobs"], row.pop("top_logprobs")):
+            known = {other["id"]: other["logprob"] for other in top}
+            assert len(known) == 4 and [*known.values()] == sorted(known.values(), reverse=True)
+            assert all(other["token"] == tokenizer.decode(other["id"]) for other in top)
+            assert known.get(id, logprob) == logprob <= top[0]["logprob"]
+            assert id == top[0]["id"] or flags[3] != 0
+    assert found == plain
+
+
+def test_tokens_together_are_the_text_with_what_ended_it_where_no_character_is_cut(capsys, model):
+    flags = ["--prompt", "The", "--json", "--max-new-tokens", 9, "--num-samples", 60, "--top-p", 1]
+    ended_by = {"length": ("",), "eot": ("<|endoftext|>",), "stop": ("e", "in")}
+    seen = set()
+    for row in rows(sample(capsys, model, *flags, "--stop", "e", "in")):
+        together, reason = "".join(row["tokens"]), row["finish_reason"]
+        if "\ufffd" not in together:
+            seen.add(reason)
+            rest = together.removeprefix(row["text"])
+            assert together.startswith(row["text"]) and rest.startswith(ended_by[reason])
+            assert reason == "stop" or rest in ended_by[reason]
+    assert seen >= {"length", "stop"}
 
 
 def test_every_prompt_of_a_file_is_continued_as_it_would_be_alone(capsys, model, tmp_path):
@@ -298,6 +347,13 @@ def test_int8_writes_text(capsys, model, more):
     ("flags", "message"),
     [
         (["--prompt", "x", "--guess", 65], "--guess is 65, allowed is from 0"),
+        (["--prompt", "x", "--top-logprobs", 2], "--top-logprobs is written with --json only"),
+        (["--prompt", "x", "--json", "--top-logprobs", -1], "--top-logprobs is -1, allowed is 0"),
+        (
+            ["--prompt", "x", "--json", "--top-logprobs", 301],
+            "--top-logprobs is 301, allowed is from 0 to the 300 tokens that there are",
+        ),
+        (["--interactive", "--top-logprobs", 2], "--top-logprobs is written with --json only"),
         (["--prompt", "x", "--ban", ""], "--ban holds an empty text"),
         (["--prompt", "x", "--stop", ""], "--stop holds an empty text"),
         (["--prompt", "x", "--no-repeat-ngram", -1], "--no-repeat-ngram is -1"),

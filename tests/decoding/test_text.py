@@ -1,5 +1,8 @@
 """Texts end where they must, hold nothing that is banned, and come in whole characters."""
 
+import dataclasses
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,10 +20,13 @@ from decoded import (
     uncached,
     up_to,
 )
-from minigpt2.decoding.text import check_fits, complete, stream_text
+from minigpt2.decoding.cpu_layout import pack
+from minigpt2.decoding.drafters import ModelDrafter, NGramDrafter
+from minigpt2.decoding.int8 import quantize
+from minigpt2.decoding.text import Completion, check_fits, complete, stream, stream_text
 from minigpt2.errors import InputError
 from minigpt2.generate import generate
-from minigpt2.sampling import SamplingConfig
+from minigpt2.sampling import SamplingConfig, row_generator
 from minigpt2.tokenizer import Tokenizer
 
 
@@ -210,6 +216,141 @@ def test_streamed_pieces_are_the_text_of_complete(seed):
     assert "".join(stream_text(MODEL, BYTES, "Ein Wort, ", **options)) == written.text
     text = [token for token in written.ids if token != EOT]
     assert written.text == BYTES.decode(text) and len(text) > 5
+
+
+def joined(pieces):
+    """What pieces are together; all but the last must be without a reason to end."""
+    *_, last = pieces = list(pieces)
+    assert last.ids == () and [piece.finish_reason for piece in pieces[:-1]] == [None] * (
+        len(pieces) - 1
+    )
+    lists = {
+        name: list(itertools.chain.from_iterable(getattr(piece, name) for piece in pieces))
+        for name in ("ids", "tokens", "logprobs", "top_logprobs")
+    }
+    return Completion("".join(piece.text for piece in pieces), **lists,
+                      finish_reason=last.finish_reason)  # fmt: skip
+
+
+def no_drafter():
+    return None
+
+
+def draft_model():
+    """A drafter that is right now and then."""
+    model = random_model()
+    with torch.no_grad():
+        model.h[2].mlp.c_proj.weight.add_(0.1)
+    return ModelDrafter(model, SAMPLED, [row_generator(99, 0)], vocab_size=257)
+
+
+def packed_int8():
+    model = random_model()
+    quantize(model)
+    pack(model)
+    return model
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("make", [random_model, packed_int8])
+@pytest.mark.parametrize("drafter", [no_drafter, NGramDrafter, draft_model])
+def test_the_pieces_of_a_stream_are_complete_and_their_text_and_ids_those_of_the_others(
+    sampling, make, drafter
+):
+    model = make()
+    options = {"max_new_tokens": 40, "sampling": sampling, "seed": 3}
+    more = {**options, "stop": ["e", "zz"], "top_logprobs": 3}
+    prompt = "abc abc é abc"
+    pieces = list(stream(model, BYTES, prompt, drafter=drafter(), **more))
+    found = joined(pieces)
+    assert [found] == complete(model, BYTES, [prompt], drafter=drafter(), **more)
+    del more["top_logprobs"]
+    texts = stream_text(model, BYTES, prompt, drafter=drafter(), **more)
+    assert list(texts) == [piece.text for piece in pieces]
+    (ids,) = generate(
+        model, [BYTES.encode(prompt)], stop_ids=[EOT], drafter=drafter(), vocab_size=257, **options
+    )
+    assert up_to(found.ids, [EOT]) == ids[: len(found.ids)]
+    assert found.finish_reason == "stop" or up_to(found.ids, [EOT]) == ids
+    if drafter is NGramDrafter and sampling == GREEDY:
+        assert max(len(piece.ids) for piece in pieces) > 1, "no draft was accepted"
+
+
+def test_a_piece_comes_for_every_step_with_the_ids_of_its_step_and_the_text_that_is_certain():
+    model = scripted(*BYTES.encode("aé\nb\n"), EOT)
+    pieces = list(stream(model, BYTES, "", max_new_tokens=9, sampling=GREEDY, stop="\n\n"))
+    assert [piece.text for piece in pieces] == ["a", "", "é", "", "\nb", "", "", "\n"]
+    assert [len(piece.ids) for piece in pieces] == [1] * 7 + [0]
+    assert [*map("".join, (piece.tokens for piece in pieces))] == [
+        *("a", "\ufffd", "\ufffd", "\n", "b", "\n", "<|endoftext|>", ""),
+    ]
+    assert pieces[-1].finish_reason == "eot"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        pieces[0].text = "b"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"sampling": GREEDY},
+        {"sampling": SAMPLED, "ban": ["a", "e", "\n"]},
+        {"sampling": SamplingConfig(temperature=3, no_repeat_ngram=2), "drafter": NGramDrafter()},
+    ],
+    ids=["greedy", "sampled, with bans", "wild, with drafts"],
+)
+def test_alternatives_are_the_models_own_likeliest_tokens_whatever_is_drawn(how):
+    prompts = ["abc abc", "", "é"]
+    done = complete(MODEL, BYTES, prompts, max_new_tokens=20, seed=2, top_logprobs=5, **how)
+    outside = 0
+    for prompt, written in zip(prompts, done):
+        before = BYTES.encode(prompt) or [EOT]
+        with torch.no_grad():
+            logits = MODEL(torch.tensor([[*before, *written.ids[:-1]]]))[0, len(before) - 1 :]
+        logprobs = logits.double().log_softmax(-1).tolist()
+        assert len(logprobs) == len(written.ids) == len(written.top_logprobs)
+        for row, id, logprob, top in zip(
+            logprobs, written.ids, written.logprobs, written.top_logprobs
+        ):
+            expected = sorted(range(257), key=lambda other: -row[other])[:5]
+            assert [other.id for other in top] == expected
+            assert [other.logprob for other in top] == pytest.approx(
+                [row[other] for other in expected], abs=1e-4
+            )
+            assert [other.token for other in top] == [BYTES.decode(other) for other in expected]
+            assert logprob == pytest.approx(row[id], abs=1e-4)
+            outside += id not in expected
+    assert (outside > 0) == (how["sampling"] != GREEDY)
+
+
+def test_of_equally_likely_tokens_the_one_that_greedy_decoding_takes_is_the_first_alternative():
+    model = scripted(7, 8)
+    with torch.no_grad():
+        model.lm_head.weight[[200, 3]] = model.lm_head.weight[[7, 7]]
+    for n in (1, 2, 5):
+        (written,) = complete(model, BYTES, [""], max_new_tokens=1, sampling=GREEDY, top_logprobs=n)
+        assert [top.id for top in written.top_logprobs[0]] == [3, 7, 200, 0, 1][:n]
+        assert written.ids == [3]
+
+
+def test_without_being_asked_for_there_are_no_alternatives_and_of_padding_there_are_none():
+    (written,) = complete(MODEL, BYTES, ["x"], max_new_tokens=4, sampling=GREEDY)
+    assert written.top_logprobs == [()] * 4
+    model = scripted(*range(257, 261), vocab_size=311)
+    (written,) = complete(
+        model, BYTES, [""], max_new_tokens=4, sampling=SamplingConfig(), top_logprobs=257
+    )
+    assert all({top.id for top in tops} == {*range(257)} for tops in written.top_logprobs)
+
+
+@pytest.mark.parametrize(
+    ("n", "allowed"),
+    [(-1, "0 or more"), (258, "from 0 to the 257 tokens"), (1.5, "a whole number"),
+     (True, "a whole number")],
+)  # fmt: skip
+def test_more_alternatives_than_tokens_are_refused_at_once(n, allowed):
+    for call in (complete, stream):
+        with pytest.raises(InputError, match=f"top_logprobs is {n}, allowed is {allowed}"):
+            call(MODEL, BYTES, "x", top_logprobs=n)
 
 
 def test_complete_continues_each_prompt_as_generate_does_its_ids():
