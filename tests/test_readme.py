@@ -2,6 +2,7 @@
 place.
 """
 
+import json
 import re
 import runpy
 import shlex
@@ -133,6 +134,19 @@ def in_a_shell(line):
         line += " " + shlex.join(SHORTER["train"])
     done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_json_that_is_shown_has_the_fields_that_its_command_writes(workplace, capsys):
+    (shown,) = map(json.loads, blocks("json"))
+    (line,) = (line for line in commands() if "--top-logprobs" in line)
+    result = run_here(capsys, "sample", *shlex.split(line)[2:])
+    (row,) = map(json.loads, result.out.splitlines())
+    assert list(shown) == list(row) and shown["prompt"] == row["prompt"]
+    for found in (shown, row):
+        n_new = len(found["ids"])
+        assert n_new == len(found["tokens"]) == len(found["logprobs"]) == len(found["top_logprobs"])
+        assert all(list(top) == ["id", "token", "logprob"] for top in found["top_logprobs"][0])
+    assert "".join(shown["tokens"]) == shown["text"]
 
 
 def test_the_python_blocks_run(workplace, tmp_path, capsys):
