@@ -77,7 +77,7 @@ class Run:
 
     @property
     def report(self) -> Path:
-        """The page that shows all of it, drawn anew at each evaluation."""
+        """The page that shows all of it, drawn anew at evaluations."""
         return self.folder / "report.html"
 
     def resume(self, *, progress: bool | Callable[[Metrics], None] = True, **changes: Any) -> Run:

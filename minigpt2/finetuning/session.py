@@ -6,6 +6,7 @@ Whoever starts it says how it is shown and how it is stopped; nothing of that ch
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from .progress import Progress
 from .run_info import write_run_info
 
 logger = logging.getLogger(__name__)
+PAGES_SHARE = 0.05  # one drawing takes 0.4 s, and an evaluation of a small model much less
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,9 @@ def tell_changes(start: Checkpoint, settings: Settings) -> None:
 
 
 class Display:
-    """Shows each step, and redraws the pages of the run folder at each evaluation."""
+    """Shows each step, and redraws the pages of the run folder at evaluations, as often as that
+    takes no more than PAGES_SHARE of the time.
+    """
 
     def __init__(
         self, options: TrainOptions, built: Built, progress: bool | Callable[[Metrics], None]
@@ -178,15 +182,19 @@ class Display:
         self._listen = progress if callable(progress) else None
         wanted = options.tensorboard and job.world.is_main
         self._board = TensorBoardLog(job.run.path / "tensorboard", done) if wanted else None
+        self._pages_are_old, self._draws_from = False, 0.0  # a time.monotonic()
 
     def __enter__(self) -> Display:
         return self
 
-    def __exit__(self, *problem: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *problem: object) -> None:
         if self._bar:
             self._bar.close()
         if self._board:
             self._board.close()
+        # a run that is over has its pages drawn by `finish`; one that must end at once, no more
+        if self._pages_are_old and kind and issubclass(kind, Exception):
+            redraw(self._run)
 
     def __call__(self, metrics: Metrics) -> None:
         if self._bar:
@@ -197,9 +205,17 @@ class Display:
             for sample in self._run.read_samples()[-1:]:
                 if self._board:
                     self._board.sample(sample)
-            redraw(self._run)
+            self._draw()
         if self._listen:
             self._listen(metrics)
+
+    def _draw(self) -> None:
+        began = time.monotonic()
+        self._pages_are_old = began < self._draws_from
+        if not self._pages_are_old:
+            redraw(self._run)
+            ended = time.monotonic()
+            self._draws_from = ended + (ended - began) / PAGES_SHARE
 
 
 def redraw(run: RunFolder) -> None:
