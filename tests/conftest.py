@@ -11,7 +11,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items):
-    """Skip what needs a GPU where there is none."""
+    """Refuse names that are not the same in every process that runs tests, and skip what needs a
+    GPU where there is none.
+    """
+    unnamed = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    assert not unnamed, f"give these cases names (ids=...): {unnamed}"
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

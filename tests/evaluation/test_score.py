@@ -146,7 +146,9 @@ def test_scores_of_16_bits_are_summed_in_float32(dtype):
     assert score_ids(model, [ids])[0][1:] == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("change", [[quantize], [quantize, pack], [pack]], ids=str)
+@pytest.mark.parametrize(
+    "change", [[quantize], [quantize, pack], [pack]], ids=["int8", "int8-packed", "packed"]
+)
 def test_models_that_only_decode_score_too(change):
     model = random_model()
     for make in change:
