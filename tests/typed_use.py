@@ -11,10 +11,13 @@ from minigpt2 import (
     GPT2Config,
     KVCache,
     LoRALinear,
+    Metrics,
     Piece,
+    Run,
     Scores,
     Tokenizer,
     complete,
+    finetune,
     generate,
     load,
     score,
@@ -42,6 +45,12 @@ assert_type(stream_text(model, tokenizer, "One day"), Iterator[str])
 assert_type(score(model, tokenizer, "One day"), Scores)
 assert_type(score(model, tokenizer, "One day", stride=7).nats, tuple[float | None, ...])
 assert_type(tokenizer.decode(idx[0]), str)
+
+run = finetune(model, tokenizer, texts=["One day"], out="runs/x", max_steps=3)
+assert_type(run, Run)
+assert_type(run.resume(max_steps=4), Run)
+assert_type(run.model, GPT2)
+assert_type(run.metrics, list[Metrics])
 
 
 def through(part: LoRALinear, x: torch.Tensor) -> None:

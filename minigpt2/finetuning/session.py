@@ -1,4 +1,4 @@
-"""One start of a run, from its options to its last page: the same for train.py and for the library.
+"""One start of a run, from options to its last page: the same for the command and the library.
 
 Whoever starts it says how it is shown and how it is stopped; nothing of that changes the weights.
 """

@@ -118,18 +118,26 @@ def stop_on_interrupt(work: Callable[[StopRequest], T]) -> T:
     For a library, which must not touch the program's signal handlers. Returns or raises what the
     work does.
     """
-    request, result = StopRequest(), Future[T]()
+    request, result, waited_for = StopRequest(), Future[T](), threading.Event()
 
     def done_aside() -> None:
-        try:
-            result.set_result(work(request))
-        except BaseException as problem:
-            result.set_exception(problem)
+        waited_for.wait()
+        if result.set_running_or_notify_cancel():
+            try:
+                result.set_result(work(request))
+            except BaseException as problem:
+                result.set_exception(problem)
 
-    thread, told = threading.Thread(target=done_aside, name="minigpt2"), False
-    thread.start()
+    thread, told = threading.Thread(target=done_aside, name="minigpt2", daemon=True), False
+    try:
+        thread.start()
+    except BaseException:  # nothing has begun
+        result.cancel()
+        waited_for.set()
+        raise
     while True:
         try:
+            waited_for.set()
             if request.signal_number and not told:
                 told = True
                 logger.warning("interrupted: stopping after this step, to save it")
