@@ -223,8 +223,11 @@ def options_from(values: Mapping[str, Any]) -> TrainOptions:
     }
     own = {part.name for part in fields(TrainOptions)} - INNER.keys()
     require_settings(left, (*own, *SETTINGS))
-    for name in left.keys() & {"data", "val_data"}:
-        left[name] = paths(name, left[name])
+    for name, value in left.items():
+        if name in ("data", "val_data"):
+            left[name] = paths(name, value)
+        elif isinstance(value, PurePath):
+            left[name] = str(value)
     return TrainOptions(**left, **inner)
 
 
