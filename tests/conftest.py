@@ -9,13 +9,27 @@ import pytest
 # times slower. Set before torch is imported, and for the scripts that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# files that take half a minute and more: at the end, one process would wait for the other
+LONG = {
+    "test_equivalences.py",
+    "test_finetune.py",
+    "test_fuzz_json.py",
+    "test_golden.py",
+    "test_gpu_check.py",
+    "test_kill.py",
+    "test_processes.py",
+    "test_streams.py",
+    "test_train.py",
+}
+
 
 def pytest_collection_modifyitems(items):
-    """Refuse names that are not the same in every process that runs tests, and skip what needs a
-    GPU where there is none.
+    """Refuse names that are not the same in every process that runs tests, begin with what takes
+    longest, and skip what needs a GPU where there is none.
     """
     unnamed = [item.nodeid for item in items if " at 0x" in item.nodeid]
     assert not unnamed, f"give these cases names (ids=...): {unnamed}"
+    items.sort(key=lambda item: item.path.name not in LONG)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

@@ -12,6 +12,7 @@ import sys
 import pytest
 import tree
 
+import warm
 from scripts import ROOT, later_wins, run_here, tiny_folder
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -129,7 +130,7 @@ def test_the_documented_commands_work(line, workplace, capsys, monkeypatch):
 def in_a_shell(line):
     """Run a pipe, or a module, as it is typed."""
     line = line.replace("train.py", shlex.quote(str(ROOT / "train.py")))
-    line = line.replace("python ", f"{shlex.quote(sys.executable)} ")
+    line = line.replace("python ", f"{shlex.join(warm.python())} ")
     if "train.py" in line:
         line += " " + shlex.join(SHORTER["train"])
     done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=240)

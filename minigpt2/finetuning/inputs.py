@@ -75,7 +75,7 @@ def write_rows(path: Path, texts: Iterable[str], text_field: str) -> None:
         for text in [texts] if isinstance(texts, str) else texts:
             if not isinstance(text, str):
                 raise OptionError(f"texts holds {shown(text)}, allowed are texts", "texts")
-            file.write(json.dumps({text_field: text}) + "\n")
+            file.write(json.dumps({text_field: text}, allow_nan=False) + "\n")
             empty = False
     if empty:
         raise OptionError("texts is empty: give at least one text", "texts")

@@ -19,6 +19,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
+import warm
 from minigpt2.cli import train as train_command
 from minigpt2.formats.tensors import read_tensors, write_tensors
 from minigpt2.model import GPT2
@@ -292,7 +293,7 @@ def test_the_same_text_in_any_shape_makes_the_same_token_files(tmp_path, monkeyp
     seen = {}
     for name, (argv, stdin) in same_text(tmp_path).items():
         done = subprocess.run(
-            [sys.executable, "-m", "minigpt2.corpus", *map(str, argv), "--json"],
+            [*warm.python(), "-m", "minigpt2.corpus", *map(str, argv), "--json"],
             input=stdin,
             capture_output=True,
             timeout=120,
@@ -503,7 +504,7 @@ def test_held_out_text_of_ones_own_is_what_the_model_is_judged_by(capsys, tmp_pa
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, text, model, number, code):
     out = tmp_path / "run"
-    command = [sys.executable, str(ROOT / "train.py"), "--data", str(text), "--model", str(model)]
+    command = [*warm.python(), str(ROOT / "train.py"), "--data", str(text), "--model", str(model)]
     command += ["--out", str(out), "--max-steps", "100000", "--eval-every", "100000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     metrics = out / "metrics.jsonl"
@@ -516,7 +517,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, text, model, number, cod
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "stopping after this step; a second one stops without saving" in err
-    resumed = [*command[:2], "--resume", "--out", str(out)]
+    resumed = [sys.executable, str(ROOT / "train.py"), "--resume", "--out", str(out)]
     assert err.endswith(f"everything is saved, go on with: {shlex.join(resumed)}\n")
     saved = {path.name for path in (out / "checkpoints").iterdir()}
     assert saved == {"step-000000", f"step-{len(metrics.read_text().splitlines()) - 1:06d}"}
@@ -689,7 +690,7 @@ def test_a_reader_who_leaves_is_no_error(model):
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_keeps_what_was_written_and_ends_the_line(model):
-    command = [sys.executable, str(ROOT / "sample.py"), "--model", str(model), "--prompt", "The"]
+    command = [*warm.python(), str(ROOT / "sample.py"), "--model", str(model), "--prompt", "The"]
     command += ["--max-new-tokens", "10000000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None

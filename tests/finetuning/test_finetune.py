@@ -257,7 +257,7 @@ REFUSED = {  # the call, and what is said
 }  # fmt: skip
 NOT_THERE = {
     "data": (lambda: finetune("model", data="none.txt"), "none.txt does not exist"),
-    "folder": (lambda: finetune("modal/x", data="lamps.txt"), "modal"),
+    "folder": (lambda: finetune("./modal", data="lamps.txt"), "modal"),
     "run": (lambda: Run.open("nowhere"), "there is no folder nowhere"),
     "no run": (lambda: Run.open("model"), "model holds no run"),
 }
@@ -275,8 +275,7 @@ def test_what_cannot_be_used_is_a_value_error_and_nothing_stays(place, name):
 
 
 @pytest.mark.parametrize("name", NOT_THERE)
-def test_what_is_not_there_is_a_file_not_found_error(place, monkeypatch, name):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_what_is_not_there_is_a_file_not_found_error(place, name):
     call, message = NOT_THERE[name]
     with pytest.raises(FileNotFoundError) as caught:
         call()
