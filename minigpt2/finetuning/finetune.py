@@ -49,9 +49,12 @@ def finetune(
     runs/<name of the data>-<model>.
 
     `settings` are the flags of train.py with _ for - (max_steps, batch_size, learning_rate,
-    lora_rank, ...). `progress` shows notices and a bar on stderr, False nothing but warnings; a
-    function gets the Metrics of every step instead, in the thread that trains. Nothing is printed
-    on stdout, and no signal handler is touched.
+    lora_rank, ...). More than 8 MB of text is tokenized by several processes: then call this below
+    `if __name__ == "__main__"`, or with workers=1.
+
+    `progress` shows notices and a bar on stderr, False nothing but warnings; a function gets the
+    Metrics of every step instead, in the thread that trains. Nothing is printed on stdout, and no
+    signal handler is touched.
 
     An interrupt (Ctrl-C, a notebook's stop button) lets the step end, saves it, and is raised as
     KeyboardInterrupt then, so that a notebook does not go on with its next cell;
@@ -59,7 +62,7 @@ def finetune(
     NotFoundError, a FileNotFoundError, for what is not there.
     """
     require_settings(settings, SETTINGS)
-    if progress not in (True, False) and not callable(progress):
+    if not (isinstance(progress, bool) or callable(progress)):
         raise refuse("progress", progress, "True, False or a function of Metrics")
     found = paths("data", data)
     if bool(found) == (texts is not None):
