@@ -15,6 +15,7 @@ import torch
 from renew_notebook import NOTEBOOK, ROOT, cell, code, executed
 
 from minigpt2 import GPT2, Run, finetune
+from minigpt2.system.signals import MOMENT
 
 COMMITTED = json.loads(NOTEBOOK.read_text("utf-8"))
 RENEW = "python tests/renew_notebook.py --write renews it"
@@ -77,7 +78,7 @@ def test_after_a_disconnect_all_cells_but_the_training_go_on_with_the_run(
     def disconnect(metrics):
         if metrics.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.1)
+            time.sleep(2 * MOMENT)
 
     with pytest.raises(KeyboardInterrupt):
         finetune(data=given["data"], out=given["out"], progress=disconnect, **given["settings"])

@@ -21,6 +21,7 @@ from minigpt2 import GPT2, InputError, NotFoundError, Run, Tokenizer, finetune
 from minigpt2.formats.tensors import read_tensors
 from minigpt2.runs.folder import RunFolder
 from minigpt2.runs.kept import BASE, TEXTS
+from minigpt2.system.signals import MOMENT
 from minigpt2.training import loop
 from scripts import run_alone, run_here, tiny_folder
 
@@ -151,7 +152,7 @@ def test_texts_are_the_file_that_holds_them_and_a_generator_is_read_once(place):
 def interrupt():
     """Ctrl-C, in the thread that trains: the main thread is given the time to see it."""
     os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.1)
+    time.sleep(2 * MOMENT)
 
 
 class Interrupted:
@@ -170,7 +171,7 @@ class Interrupted:
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("settings", [{}, LORA], ids=["full", "lora"])
 def test_an_interrupt_saves_the_step_and_the_run_goes_on_from_its_folder_alone(place, settings):
-    settings, times = SHORT | settings, 1 if settings else 5
+    settings, times = SHORT | settings, 1 if settings else 3
     source = (GPT2.from_pretrained("model"), Tokenizer.from_pretrained("model"))
     whole = finetune(*source, texts=LAMPS, out="whole", progress=False, **settings)
     stop = Interrupted(3, times)

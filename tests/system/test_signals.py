@@ -8,6 +8,7 @@ import time
 import pytest
 
 from minigpt2.system.signals import (
+    MOMENT,
     SIGNALS,
     SignalExit,
     exit_on_signals,
@@ -51,7 +52,7 @@ def test_an_interrupt_reaches_work_aside_as_a_request_and_touches_no_handler(tim
         assert threading.current_thread() is not threading.main_thread()
         for _ in range(times):
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.05)
+            time.sleep(2 * MOMENT)
         assert handlers() == before
         steps.append("done")
         return request.signal_number
