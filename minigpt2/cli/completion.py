@@ -54,7 +54,9 @@ def script(arguments: Sequence[str]) -> str:
             args=[PRINT_COMPLETION, *arguments],
             config=(*PLAIN_FLAGS, *POSITIONAL),
         )
-    return "\n".join(map(_on_one_line, written.getvalue().split("\n")))
+    lines = map(_on_one_line, written.getvalue().split("\n"))
+    # bash: where there is nothing of ours to offer, the names of files, as without any script
+    return "\n".join(lines).replace("complete -F", "complete -o bashdefault -o default -F")
 
 
 def _on_one_line(line: str) -> str:
@@ -68,7 +70,10 @@ def _on_one_line(line: str) -> str:
 
 def _folded(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _folded(held) for name, held in value.items()}
+        folded = {name: _folded(held) for name, held in value.items()}
+        if "choices" in folded:  # None is what a flag is that is not given
+            folded["choices"] = sorted(set(folded["choices"]) - {"None"})
+        return folded
     if isinstance(value, list):
         return [_folded(held) for held in value]
     return " ".join(value.split()) if isinstance(value, str) else value

@@ -212,6 +212,8 @@ def parse(
         if stop.code != 2:
             raise
         message = _refusal(stop) or _unframed(framed.getvalue())
+        if message.startswith("Missing from"):
+            message = line.missing(message)
         raise InputError(f"{message}; see --help") from None
     if os.environ.get("RANK", "0") == "0":  # under torchrun, the main process speaks for all
         for notice in without_effect(options, given):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,6 +77,12 @@ class CommandLine:
         named = [flag for group in self._groups for flag in group.flags if not flag.positional]
         off = {"--no-" + flag.name[2:]: flag for flag in named if flag.kind is bool}
         return {flag.name: flag for flag in named} | off
+
+    def missing(self, told: str) -> str:
+        """Of tyro's message, that lists what is missing with its help, the names alone."""
+        flags = (flag for group in self._groups for flag in group.flags if flag.required)
+        names = [flag.name for flag in flags if re.search(rf"\b{flag.name}\b", told)]
+        return f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} missing"
 
     def asks_for(self, word: str, argv: Sequence[str]) -> bool:
         """Whether this word is a flag here, not the value that another flag lacks."""

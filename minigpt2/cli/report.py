@@ -14,14 +14,18 @@ def main(options: ReportOptions) -> int:
     """Write all pictures and pages of a run folder anew."""
     folder = Path(options.run)
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: name a run folder of train.py")
+        raise InputError(f"{folder} is no folder: name the folder of a run")
+    from ..runs.folder import RunFolder
+
+    run = RunFolder(folder)
+    if not run.holds_a_run():
+        raise InputError(f"{folder} holds no run, and nothing is written there: name another one")
     from ..runs.card import write_card
     from ..runs.curves import draw_loss_curve
-    from ..runs.folder import RunFolder
     from ..runs.page import write_report
 
     for write in (draw_loss_curve, write_report, write_card):
-        write(RunFolder(folder))
+        write(run)
     return 0
 
 

@@ -47,7 +47,7 @@ class Run:
         run = RunFolder(Path(folder))
         if not run.path.is_dir():
             raise NotFoundError(f"there is no folder {run.path}: name the folder of a run")
-        if not (run.info_path.exists() or run.checkpoints()):
+        if not run.holds_a_run():
             raise NotFoundError(
                 f"{run.path} holds no run: name what finetune or train.py had as out"
             )
@@ -92,7 +92,9 @@ class Run:
         values = {**recorded(self.folder, changes), **changes}
         options = options_from({**values, "out": str(self.folder), "resume": True})
         call = f"{MODULE}.Run.open({str(self.folder)!r}).resume({spelled(changes)})"
-        return trained(options, Starter(call, progress, has_signals=False))
+        run = trained(options, Starter(call, progress, has_signals=False))
+        self.__dict__.pop("model", None)  # another one lies in the folder now
+        return run
 
     def _repr_html_(self) -> str:
         """How the run went, its curve and its report, as a notebook shows them."""

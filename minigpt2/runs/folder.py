@@ -243,6 +243,11 @@ class RunFolder:
         """What the run was started with."""
         return self.path / "run.json"
 
+    def holds_a_run(self) -> bool:
+        """Whether there is anything of a run in the folder."""
+        recorded = self.info_path.exists() or self.metrics_path.exists()
+        return recorded or bool(self.checkpoints())
+
     def checkpoints(self) -> list[Path]:
         """Checkpoints that have a manifest, newest first: the highest step, whatever clocks say."""
         return [path for path in self._step_folders() if (path / MANIFEST).is_file()]

@@ -38,11 +38,12 @@ def draws_over(stream: TextIO | None) -> bool:
     """Whether what follows a carriage return is drawn over its line: on a terminal that can, and in
     a notebook, whose streams say that they are none.
     """
-    if stream is None or stream.closed:
+    if stream is None or getattr(stream, "closed", False):
         return False
     if type(stream).__module__.partition(".")[0] == "ipykernel":
         return True
-    return stream.isatty() and os.environ.get("TERM") != "dumb"
+    is_terminal = getattr(stream, "isatty", lambda: False)()  # some have `write` alone
+    return is_terminal and os.environ.get("TERM") != "dumb"
 
 
 def drop_results() -> None:

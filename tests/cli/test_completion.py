@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from minigpt2 import PRESETS
 from minigpt2.__main__ import COMMANDS, main
 from minigpt2.cli import completion
 from minigpt2.cli.flags import CommandLine
@@ -46,9 +47,16 @@ def test_every_flag_of_a_command_is_offered(completed, command):
 
 
 def test_choices_are_offered_and_no_words_of_a_description(completed):
-    assert "nano" in completed("train", "--preset", "")
+    assert completed("train", "--preset", "") == {*PRESETS}
     assert completed("sample", "--dtype", "b") == {"bfloat16"}
     assert completed("train", "--lora-r") == {"--lora-rank"}
+
+
+def test_bash_offers_files_where_nothing_of_ours_is():
+    line = 'source <(echo "$1"); complete -p minigpt2'
+    command = ["bash", "-c", line, "bash", completion.script(["bash"])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "complete -o bashdefault -o default -F _tyro_minigpt2 minigpt2\n"
 
 
 @pytest.mark.parametrize("shell", completion.SHELLS)

@@ -28,8 +28,8 @@ def test_the_command_writes_all_pictures_and_pages(tmp_path, run):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "RUN"),
-        (["missing-folder"], "missing-folder is no folder: name a run folder"),
+        ([], "error: RUN is missing; see --help"),
+        (["missing-folder"], "missing-folder is no folder: name the folder of a run"),
         (["--nothing"], "there is no flag '--nothing'"),
     ],
 )
@@ -37,6 +37,14 @@ def test_what_is_no_run_is_refused_in_a_line(arguments, told, capsys):
     assert report.run(arguments) == 2
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1 and told in shown
+
+
+def test_a_folder_that_is_no_run_stays_as_it_is(tmp_path, capsys):
+    (tmp_path / "report.html").write_text("mine")
+    assert report.run([str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text() == "mine"
 
 
 @pytest.mark.slow

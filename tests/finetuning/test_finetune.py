@@ -222,7 +222,9 @@ def test_an_interrupt_while_the_last_step_is_judged_leaves_that_to_the_run_that_
 def test_changes_go_on_as_flags_beside_resume_do(place, capsys, caplog):
     run = finetune("model", data="lamps.txt", out="run", progress=False, **SHORT)
     shutil.copytree("run", "typed")
+    before = run.model
     longer = run.resume(max_steps=8, learning_rate=0.02)
+    assert run.model is not before and torch.equal(run.model.wte.weight, longer.model.wte.weight)
     assert "max-steps was 6, from here on it is 8" in caplog.text
     words = ["--resume", "--out", "typed", "--max-steps", 8, "--learning-rate", 0.02]
     assert run_here(capsys, "train", *words).code == 0

@@ -3,6 +3,7 @@
 import io
 import math
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,6 +69,10 @@ def test_lines_are_everywhere_the_bar_where_it_is_drawn_over_and_colours_nowhere
 def test_without_stderr_there_is_none_of_it(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     assert not draws_over(None)
+
+
+def test_a_stream_that_can_only_be_written_to_is_no_terminal():
+    assert not draws_over(SimpleNamespace(write=print, flush=print))
     progress = Progress(done=0, total=1)
     progress.update(Metrics(1, loss=2.0, val_loss=3.0))
     progress.close()

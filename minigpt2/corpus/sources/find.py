@@ -111,6 +111,10 @@ def _copy_stdin(spool: Path) -> Source:
 
 def _local_sources(given: str | Path, text: TextConfig | None) -> list[Source]:
     """The files that a path on this machine leads to; without a `text` no .json is looked into."""
+    if given == "":
+        raise InputError(
+            "the path of a text is empty: name a file, folder or glob; . is this folder"
+        )
     path = Path(given)
     # Path.glob takes no absolute pattern, and does not skip hidden files.
     globbed = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207

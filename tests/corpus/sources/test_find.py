@@ -13,7 +13,7 @@ import pytest
 from minigpt2.corpus.options import TextConfig
 from minigpt2.corpus.sources import find
 from minigpt2.corpus.sources.files import Source
-from minigpt2.corpus.sources.find import SUFFIXES, find_sources
+from minigpt2.corpus.sources.find import SUFFIXES, find_sources, require_local
 from minigpt2.errors import InputError, NotFoundError
 from text_files import LATIN, PACK, documents_of, give_stdin, source_of, texts_of, write
 
@@ -94,6 +94,12 @@ def test_folders_are_searched_for_every_suffix(tmp_path, packing):
 def test_what_leads_to_no_file_is_named(tree, path, message):
     with pytest.raises(NotFoundError, match=message):
         find_sources([tree / "b.txt", tree / path])
+
+
+@pytest.mark.parametrize("check", [find_sources, require_local])
+def test_an_empty_path_is_not_the_folder_that_one_is_in(check):
+    with pytest.raises(InputError, match="the path of a text is empty: name a file"):
+        check([""])
 
 
 def test_an_address_of_the_web_is_to_be_downloaded_first():
