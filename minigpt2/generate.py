@@ -39,6 +39,7 @@ from .sampling import (
     draw,
     probabilities,
     row_generator,
+    without,
 )
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class DecodeSettings:
     sampling: SamplingConfig = NEUTRAL
     seed: int = 0
     vocab_size: int | None = None  # ids from here on, the padding of some vocabularies, never come
+    unused: tuple[int, ...] = ()  # nor do these: ids below it that no token has
     banned: Callable[[list[int]], Tensor] | None = None  # a row's new ids -> (V,) bool, these, too
     drafter: Drafter | None = None
     top_logprobs: int = 0  # so many of the likeliest tokens are reported beside each new one
@@ -99,8 +101,9 @@ class DecodeSettings:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "top_logprobs"):
             object.__setattr__(self, name, whole(name, getattr(self, name)))
-        if self.vocab_size is not None and self.top_logprobs > self.vocab_size:
-            allowed = f"from 0 to the {self.vocab_size} tokens that there are"
+        n_tokens = None if self.vocab_size is None else self.vocab_size - len(self.unused)
+        if n_tokens is not None and self.top_logprobs > n_tokens:
+            allowed = f"from 0 to the {n_tokens} tokens that there are"
             raise refuse("top_logprobs", self.top_logprobs, allowed)
         if not isinstance(self.sampling, SamplingConfig):
             raise refuse("sampling", self.sampling, "a SamplingConfig")
@@ -152,7 +155,7 @@ def decode(
     lengths = cache.lengths.tolist()  # of the rows in the cache, without draft tokens
     while settings.max_new_tokens:
         # 2 draw: how many draft tokens are accepted, and the token behind them
-        logits = _logits(model, hidden, settings.vocab_size)  # (B, 1 + K, V)
+        logits = _logits(model, hidden, settings)  # (B, 1 + K, V)
         drawn = _draw(logits, active, guesses, settings)
         # 3 hand out the new tokens, and see which rows end
         new: list[list[Token]] = [[] for _ in prompts]
@@ -267,10 +270,13 @@ def _decode_step(model: GPT2, rows: list[_Row], guesses: Sequence[Guess], cache:
     return torch.cat([F.pad(part, (0, 0, 0, width - part.shape[1])) for part in parts])
 
 
-def _logits(model: GPT2, hidden: Tensor, vocab_size: int | None) -> Tensor:
-    """Scores (B, T, V) in float32 at least, without those of ids from vocab_size on."""
-    logits = model.head(hidden)[..., :vocab_size]
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def _logits(model: GPT2, hidden: Tensor, settings: DecodeSettings) -> Tensor:
+    """Scores (B, T, V) in float32 at least, of ids below vocab_size; -inf for those without a
+    token.
+    """
+    logits = model.head(hidden)[..., : settings.vocab_size]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return without(logits, settings.unused)
 
 
 def _draw(
@@ -337,17 +343,24 @@ def generate(
     seed: int = 0,
     stop_ids: Sequence[int] | int = (),
     vocab_size: int | None = None,
+    unused: Sequence[int] = (),
     drafter: Drafter | None = None,
 ) -> list[list[int]]:
     """Continue every row and return its new ids, without the stop id that may have ended it.
 
     Rows are lists or tensors of ids, or one tensor (B, T); they may differ in length. Row r is the
     same alone and in any batch, for the same seed and r, up to rounding: products of many rows may
-    be summed in another order than those of one.
+    be summed in another order than those of one. Ids from vocab_size on, and the `unused` ones
+    (`Tokenizer.ids_without_token`), never come.
     """
     stops, rows = frozenset(id_list("stop_ids", stop_ids)), id_rows("rows", rows)
     settings = DecodeSettings(
-        max_new_tokens, sampling, seed, vocab_size=vocab_size, drafter=drafter
+        max_new_tokens,
+        sampling,
+        seed,
+        vocab_size=vocab_size,
+        unused=tuple(id_list("unused", unused)),
+        drafter=drafter,
     )
     new: list[list[int]] = [[] for _ in rows]
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -81,6 +82,53 @@ class LoRALinear(nn.Linear):
         return linear
 
 
+class TrainedRows(nn.Embedding):
+    """An embedding that is frozen but for the rows of some tokens, such as those just added."""
+
+    def __init__(self, base: nn.Module, ids: Sequence[int]) -> None:
+        """Around the parameter of `base`, which is not copied."""
+        nn.Module.__init__(self)
+        self.frozen = base.get_parameter("weight").requires_grad_(False)
+        self.num_embeddings, self.embedding_dim = self.frozen.shape
+        self.padding_idx, self.max_norm, self.norm_type = None, None, 2.0  # asked for by DDP, repr
+        self.scale_grad_by_freq, self.sparse = False, False
+        self.ids = tuple(ids)
+        self.register_buffer("index", torch.tensor(self.ids), persistent=False)
+        index = self.index.to(self.frozen.device)
+        self.rows = nn.Parameter(self.frozen.detach()[index].clone())
+
+    if TYPE_CHECKING:  # nn.Module's own gives Any
+        index: Tensor
+
+        def __call__(self, input: Tensor) -> Tensor: ...
+
+    @property
+    def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """(V, C), for embedding and head: gradients reach the trained rows alone."""
+        return self.frozen.index_copy(0, self.index.to(self.frozen.device), self.rows)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input (...) -> (..., C)."""
+        return F.embedding(input, self.weight)
+
+    @torch.no_grad()
+    def folded(self) -> nn.Embedding:
+        """A plain frozen embedding with the trained rows in it."""
+        return nn.Embedding.from_pretrained(self.weight, freeze=True)
+
+
+def train_rows(model: nn.Module, ids: Sequence[int]) -> None:
+    """Train the embeddings of these tokens too, in a model with adapters whose head is its
+    embedding. Raises InputError for one with a head of its own, where they would not be learned.
+    """
+    if getattr(model, "lm_head", None) is not None:
+        raise InputError(
+            "added tokens are trained beside adapters only where the output head is the token "
+            "embedding: this model's is its own; train all weights"
+        )
+    swap(model, "wte", lambda base: TrainedRows(base, ids), "LoRA beside")
+
+
 def add_lora(
     model: nn.Module,
     *,
@@ -96,6 +144,9 @@ def add_lora(
     _attach(model, LoRAConfig(rank, alpha, dropout), generator)
 
 
+Beside = LoRALinear | TrainedRows
+
+
 def has_lora(model: nn.Module) -> bool:
     """Whether the model has adapters."""
     return bool(adapters(model))
@@ -106,17 +157,19 @@ def adapters(model: nn.Module) -> dict[str, LoRALinear]:
     return {name: part for name, part in model.named_modules() if isinstance(part, LoRALinear)}
 
 
-def merge(model: nn.Module) -> dict[str, LoRALinear]:
+def merge(model: nn.Module) -> dict[str, Beside]:
     """Fold the adapters into plain frozen Linears, so that they cost nothing; returns what
     `unmerge` puts back.
     """
-    beside = adapters(model)
-    for name in beside:
-        swap(model, name, LoRALinear.folded, "LoRA folded")
+    beside: dict[str, Beside] = {**adapters(model)}
+    if (rows := _trained_rows(model)) is not None:
+        beside["wte"] = rows
+    for name, part in beside.items():
+        swap(model, name, lambda _, part=part: part.folded(), "LoRA folded")
     return beside
 
 
-def unmerge(model: nn.Module, beside: dict[str, LoRALinear]) -> None:
+def unmerge(model: nn.Module, beside: dict[str, Beside]) -> None:
     """Put back the adapters and the base that `merge` returned, bit for bit the same."""
     for name, part in beside.items():
         swap(model, name, lambda _, part=part: part.train(model.training), "LoRA beside")
@@ -142,8 +195,8 @@ def base_identity(model: nn.Module) -> str:
     """
     digest = WeightsDigest()
     for name, parameter in model.named_parameters():
-        if not name.endswith((".lora_A", ".lora_B")):
-            digest.add(name, parameter)
+        if not name.endswith((".lora_A", ".lora_B", "wte.rows")):
+            digest.add(name.replace("wte.frozen", "wte.weight"), parameter)
     return digest.hexdigest()
 
 
@@ -158,7 +211,10 @@ def save_adapter(
     parts = adapters(model)
     matrices = {name: (part.lora_A, part.lora_B) for name, part in parts.items()}
     config, digest = next(iter(parts.values())).config, identity or base_identity(model)
-    write_adapter(folder, config, matrices, base_model=base_model, base_sha256=digest)
+    trained = _trained_rows(model)
+    config = replace(config, token_ids=() if trained is None else trained.ids)
+    rows = None if trained is None else trained.rows
+    write_adapter(folder, config, matrices, rows=rows, base_model=base_model, base_sha256=digest)
 
 
 def load_adapter(model: nn.Module, folder: Path) -> None:
@@ -169,19 +225,27 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     the base: its adapters load with a warning.
     """
     adapter = Adapter.read(folder)
-    names = adapter.check(_shapes(model))
+    wte = model.get_submodule("wte")
+    assert isinstance(wte, nn.Embedding)
+    names = adapter.check(_shapes(model), (wte.num_embeddings, wte.embedding_dim))
     adapter.check_base(base_identity(model))
     if not has_lora(model):
         _attach(model, adapter.config)
+        if adapter.config.token_ids:
+            train_rows(model, adapter.config.token_ids)
     parts, config = adapters(model), adapter.config
     sizes = {(part.config.rank, part.config.alpha) for part in parts.values()}
-    if [*parts] != names or sizes != {(config.rank, config.alpha)}:
+    trained = _trained_rows(model)
+    ids = () if trained is None else trained.ids
+    if [*parts] != names or sizes != {(config.rank, config.alpha)} or ids != config.token_ids:
         raise InputError(f"{folder} has other adapters than the model: load it onto a plain one")
     with torch.no_grad():
         for name, part in parts.items():
             a, b = adapter.matrices(name)
             part.lora_A.copy_(a)
             part.lora_B.copy_(b)
+        if trained is not None:
+            trained.rows.copy_(adapter.rows)
 
 
 def _attach(model: nn.Module, config: LoRAConfig, generator: torch.Generator | None = None) -> None:
@@ -193,6 +257,11 @@ def _attach(model: nn.Module, config: LoRAConfig, generator: torch.Generator | N
 
     for name in targeted(config, _linears(model)):
         swap(model, name, beside, "LoRA beside")
+
+
+def _trained_rows(model: nn.Module) -> TrainedRows | None:
+    wte = getattr(model, "wte", None)
+    return wte if isinstance(wte, TrainedRows) else None
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Module]:

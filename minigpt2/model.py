@@ -449,8 +449,11 @@ class GPT2(nn.Module):
                 f"this model was changed ({', '.join(sorted(ways))}): save the one it was made of, "
                 "or fold its adapters first"
             )
-        eot = self.config.vocab_size - 1 if tokenizer is None else tokenizer.eot
-        hugging_face.save(self, self.config.to_hf(), Path(folder), eot=eot)
+        last = self.config.vocab_size - 1
+        roles = {"bos_token_id": last, "eos_token_id": last}
+        if tokenizer is not None:
+            roles = {role: id for role, id in tokenizer.roles().items() if id <= last}
+        hugging_face.save(self, {**self.config.to_hf(), **roles}, Path(folder))
         if tokenizer is not None:
             tokenizer.save(Path(folder))
 

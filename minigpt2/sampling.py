@@ -61,6 +61,15 @@ class SamplingConfig:
         require(name, getattr(self, name), ok, allowed)
 
 
+def without(logits: Tensor, ids: Sequence[int]) -> Tensor:
+    """Logits (..., V) in which these ids never come."""
+    if not ids:
+        return logits
+    logits = logits.clone()
+    logits[..., list(ids)] = float("-inf")
+    return logits
+
+
 def repetition_penalty(logits: Tensor, texts: Sequence[Sequence[int]], penalty: float) -> Tensor:
     """Make the tokens of each row's text less likely: positive logits / penalty, negative *
     penalty.

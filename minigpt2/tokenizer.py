@@ -10,8 +10,10 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +22,7 @@ import tiktoken
 
 from .arguments import id_list, refuse, texts, whole
 from .errors import InputError
+from .formats.added_words import SPACES, AddedWord, AddedWords
 from .formats.vocabulary import (
     END_OF_TEXT,
     Vocabulary,
@@ -28,6 +31,7 @@ from .formats.vocabulary import (
     read_at_one_moment,
     read_vocabulary,
     vocabulary_folder,
+    with_words,
     write_vocabulary,
 )
 
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+logger = logging.getLogger(__name__)
 # GPT-2's pieces, in a form that never backtracks (++), so that time is linear in the text.
 PIECES = "|".join(
     [
@@ -47,8 +52,6 @@ PIECES = "|".join(
         r"\s",
     ]
 )
-# What \s means in PIECES; Python's own \s has U+001C to U+001F too.
-SPACES = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 LONGEST_RUN = 100_000  # tiktoken gives up at about 1,000,000 whitespace characters
 
 
@@ -56,7 +59,7 @@ class Tokenizer:
     """A byte-level BPE vocabulary: every text has ids, which decode to the same text."""
 
     eot: int
-    """The id of <|endoftext|>, which separates documents; no text encodes to it."""
+    """The id of <|endoftext|>, or what a folder has in its place: it separates documents."""
     vocab_size: int
     """One more than the largest id."""
 
@@ -64,16 +67,22 @@ class Tokenizer:
         self, tokens: Sequence[bytes], ids: Sequence[int], special: Mapping[str, int], eot: str
     ) -> None:
         """`tokens`: the 256 bytes and what is merged from them, in the order of merging, and their
-        `ids`. `special`: the ids that no text encodes to; `eot` names one of them.
+        `ids`. `special`: the ids that plain text never encodes to; `eot` names one of them.
         """
-        self._vocabulary = Vocabulary(list(tokens), list(ids), dict(special), eot)
-        self._bytes = dict(zip(ids, tokens)) | {id: name.encode() for name, id in special.items()}
-        self._ids_are_ranks = self._vocabulary.ids == list(range(len(tokens)))
+        words = [AddedWord(name, id) for name, id in special.items()]
+        self._use(Vocabulary(list(tokens), list(ids), dict(special), eot, words))
+
+    def _use(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary, tokens = vocabulary, vocabulary.tokens
+        named = {id: name.encode() for name, id in vocabulary.special.items()}
+        self._bytes = dict(zip(vocabulary.ids, tokens)) | named
+        self._ids_are_ranks = vocabulary.ids == list(range(len(tokens)))
         ranks = {token: rank for rank, token in enumerate(tokens)}
         self._bpe = tiktoken.Encoding(
             "minigpt2", pat_str=PIECES, mergeable_ranks=ranks, special_tokens={}
         )
-        self.eot = special[eot]
+        self._words, self._noticed = AddedWords(vocabulary.words), set[str]()
+        self.eot = vocabulary.special[vocabulary.eot]
         self.vocab_size = max(self._bytes) + 1
 
     @classmethod
@@ -109,38 +118,99 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer:
-        """Read vocab.json and merges.txt, or else tokenizer.json, with the ids that they give.
+        """Read tokenizer.json, or else vocab.json and merges.txt, with the ids that they give, and
+        what the other files say of added words and of what is special (formats/vocabulary.py).
 
-        Added tokens count as special, and the eos_token of tokenizer_config.json as end-of-text.
         Raises InputError or NotFoundError for what is missing, damaged or not GPT-2's kind of BPE.
         """
         return cls._of(read_vocabulary(Path(folder)))
 
+    def with_words(self, words: Sequence[str]) -> Tokenizer:
+        """The same tokenizer, and a token for each of these words, in every text.
+
+        Raises InputError for what is a token already, and for what is no text.
+        """
+        for word in words:
+            _check_text(word)
+        return self._of(with_words(self._vocabulary, words))
+
     @classmethod
     def _of(cls, found: Vocabulary) -> Tokenizer:
-        return cls(found.tokens, found.ids, found.special, found.eot)
+        tokenizer = cls.__new__(cls)
+        tokenizer._use(found)
+        return tokenizer
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text; "<|endoftext|>" in it is text like any other, seven tokens in GPT-2.
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """The ids of a text. "<|endoftext|>" in it is text like any other, seven tokens in GPT-2;
+        with `special` it and its like are tokens, as in transformers.
 
-        Raises InputError for what is no text, and for a lone surrogate, which is not valid Unicode,
-        with its position.
+        Words that were added and are not special are tokens always. Raises InputError for what is
+        no text, and for a lone surrogate, which is not valid Unicode, with its position.
         """
         _check_text(text)
+        if not special:
+            self._notice(text)
+        ids: list[int] = []
+        for part in self._words.split(text, special=special):
+            ids += [part] if isinstance(part, int) else self._merged(part)
+        return ids
+
+    def _merged(self, text: str) -> list[int]:
         ranks: list[int] = []
-        for part in split_long_whitespace(text, LONGEST_RUN):
+        for part in split_long_whitespace(self._prefixed(text), LONGEST_RUN):
             ranks += self._bpe.encode(part, disallowed_special=())
         return ranks if self._ids_are_ranks else [self._vocabulary.ids[rank] for rank in ranks]
 
-    def encode_array(self, text: str) -> np.ndarray:
-        """The ids of `encode` as uint32: the faster way for long texts."""
+    def encode_array(self, text: str, *, special: bool = False) -> np.ndarray:
+        """The ids of `encode` as uint32: the faster way for long texts. Gives no notice of what is
+        read as plain text: `special_in` counts it.
+        """
         import numpy as np
 
         _check_text(text)
-        parts = split_long_whitespace(text, LONGEST_RUN)
+        arrays = [
+            np.array([part], np.uint32) if isinstance(part, int) else self._merged_array(part)
+            for part in self._words.split(text, special=special)
+        ]
+        return arrays[0] if len(arrays) == 1 else np.concatenate([np.empty(0, np.uint32), *arrays])
+
+    def _merged_array(self, text: str) -> np.ndarray:
+        import numpy as np
+
+        parts = split_long_whitespace(self._prefixed(text), LONGEST_RUN)
         ranks = [self._bpe.encode_to_numpy(part, disallowed_special=()) for part in parts]
         whole = ranks[0] if len(ranks) == 1 else np.concatenate(ranks)
         return whole if self._ids_are_ranks else self._id_array[whole]
+
+    def _prefixed(self, text: str) -> str:
+        """The text with the space in front that some vocabularies want (add_prefix_space)."""
+        wanted = self._vocabulary.prefix_space and text and not text.startswith(" ")
+        return f" {text}" if wanted else text
+
+    def special_in(self, text: str) -> dict[str, int]:
+        """How often the special tokens stand in a text, by name, those that do."""
+        names = (word.name for word in self._vocabulary.words if word.special and word.name)
+        return {name: text.count(name) for name in names if name in text}
+
+    def _notice(self, text: str) -> None:
+        """Say, once for each, which special tokens a text holds that are read as plain text."""
+        if found := self.special_in(text).keys() - self._noticed:
+            self._noticed |= found
+            logger.warning(
+                "%s in a text is read as plain text: --special-tokens, or special=True, reads it "
+                "as a token",
+                ", ".join(sorted(found)),
+            )
+
+    @property
+    def uncut(self) -> tuple[str, ...]:
+        """Texts behind which whitespace may belong to the same token: no place to cut a text."""
+        return self._words.before_space
+
+    @property
+    def cut_before(self) -> str:
+        """The whitespace before which a text can be cut elsewhere, changing no id."""
+        return " " if self._vocabulary.prefix_space else " \t\r\n"
 
     def decode(self, ids: Sequence[int] | Tensor | np.ndarray | int) -> str:
         """The text of ids: a list, a tensor or an array of them, or one alone. Bytes that are not
@@ -163,10 +233,40 @@ class Tokenizer:
         """
         return self._bytes.get(id, b"").decode("utf-8", errors="replace")
 
-    def written_bytes(self) -> list[bytes]:
-        """What each of the vocab_size ids adds to a text: nothing for end-of-text."""
-        ids = range(self.vocab_size)
+    def written_bytes(self, n_ids: int | None = None) -> list[bytes]:
+        """What each of the first n_ids ids, by default vocab_size, adds to a text: nothing for
+        end-of-text, and for ids without a token.
+        """
+        ids = range(self.vocab_size if n_ids is None else n_ids)
         return [b"" if id == self.eot else self._bytes.get(id, b"") for id in ids]
+
+    @property
+    def merged_size(self) -> int:
+        """One more than the largest id of text without added words."""
+        return max(self._vocabulary.ids) + 1
+
+    def ids_without_token(self, n_ids: int) -> list[int]:
+        """Those of the first n_ids ids, or of the first vocab_size, that no token has."""
+        return [id for id in range(min(n_ids, self.vocab_size)) if id not in self._bytes]
+
+    def ids_below(self, n_rows: int) -> list[int]:
+        """The ids of tokens that a model of so many rows has a row for."""
+        return sorted(id for id in self._bytes if id < n_rows)
+
+    def words_from(self, n_rows: int) -> list[str]:
+        """The added words for which it has none."""
+        return [word.name for word in self._vocabulary.words if word.id >= n_rows]
+
+    def roles(self) -> dict[str, int]:
+        """The ids of the tokens that begin and end texts and fill rows up, by config.json's names:
+        where nothing else begins a text, end-of-text does.
+        """
+        settings = self._vocabulary.settings
+        ids: dict[object, int] = {word.name: word.id for word in self._vocabulary.words}
+        roles = {"bos_token_id": ids.get(settings.get("bos_token"), self.eot)}
+        roles["eos_token_id"] = self.eot
+        pad = ids.get(settings.get("pad_token"))
+        return roles if pad is None else {**roles, "pad_token_id": pad}
 
     def same_tokens(self, other: Tokenizer) -> bool:
         """Whether every id means the same bytes in both, and end-of-text has the same id."""
@@ -180,20 +280,31 @@ class Tokenizer:
 
     @property
     def identity(self) -> str:
-        """SHA-256, in hexadecimal, of tokens, order and ids: the same for equal tokenizers only."""
+        """SHA-256, in hexadecimal, of all that decides the ids of a plain text: the same for equal
+        tokenizers only.
+        """
         return self._identity
 
     @cached_property
     def _identity(self) -> str:
         found = self._vocabulary
         tokens = [(token.hex(), id) for token, id in zip(found.tokens, found.ids)]
-        content = json.dumps([tokens, sorted(found.special.items()), self.eot], allow_nan=False)
+        parts: list[object] = [tokens, sorted(found.special.items()), self.eot]
+        default = {
+            AddedWord(word.name, word.id, normalized=word.normalized) for word in found.words
+        }
+        if not default.issuperset(found.words):
+            parts.append([astuple(word) for word in found.words])
+        if found.prefix_space:
+            parts.append("prefix space")
+        content = json.dumps(parts, allow_nan=False)
         return hashlib.sha256(content.encode()).hexdigest()
 
     def save(self, folder: Path, *, model_max_length: int | None = None) -> None:
-        """Write vocab.json, merges.txt and tokenizer_config.json, as `from_folder` reads them.
+        """Write vocab.json, merges.txt, tokenizer_config.json and what else there was, as
+        `from_folder` reads it; `model_max_length` is for settings that have none.
 
-        So does transformers' AutoTokenizer, beside a config.json of model_type "gpt2". Other
+        transformers' AutoTokenizer reads the same, beside a config.json of model_type "gpt2". Other
         tokenizer files in the folder are removed: it would prefer them.
         """
         write_vocabulary(folder, self._vocabulary, model_max_length=model_max_length)

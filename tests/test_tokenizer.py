@@ -115,6 +115,24 @@ def test_bytes_that_are_not_utf8_decode_to_replacement_characters():
     assert gpt2().decode([8582, 97, 245]) == "🤗"
 
 
+# Special tokens in a text
+
+
+def test_special_tokens_are_text_and_named_once_unless_they_are_asked_for(caplog):
+    tokenizer = Tokenizer.gpt2(300)
+    text = "a<|endoftext|>b"
+    plain = tokenizer.encode(text)
+    assert tokenizer.encode(text) == plain and len(plain) > 10
+    (message,) = caplog.messages
+    assert message.startswith("<|endoftext|> in a text is read as plain text: --special-tokens, or")
+    ids = tokenizer.encode(text, special=True)
+    assert ids == [*tokenizer.encode("a"), 299, *tokenizer.encode("b")]
+    assert ids == tokenizer.encode_array(text, special=True).tolist()
+    assert tokenizer.decode(ids) == tokenizer.decode(plain) == text
+    assert tokenizer.encode_array("", special=True).tolist() == []
+    assert len(caplog.records) == 1
+
+
 # Long runs of whitespace
 
 

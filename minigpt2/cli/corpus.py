@@ -42,7 +42,7 @@ def main(options: CorpusOptions) -> int:
         text=options.text,
         workers=options.workers or default_workers(),
     )
-    found = survey(corpus, tokenizer)
+    found = survey(corpus, tokenizer, special_tokens=options.text.special_tokens)
     steps, sentence = _training_ahead(options, len(corpus.train.tokens))
     report = {**asdict(found), **steps}
     shown = "\n".join(filter(None, [report_text(found), sentence]))

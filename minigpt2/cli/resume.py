@@ -44,9 +44,9 @@ def _words(values: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             words.append(name if value else name.replace("--", "--no-", 1))
         elif isinstance(value, tuple):
-            # a path that begins with a dash would be taken for a flag
+            # what begins with a dash would be taken for a flag
             paths = [f"./{path}" if path[:1] == "-" != path else path for path in map(str, value)]
-            words += [name, *paths] if value else []
+            words += [name, *(value if name == "--add-tokens" else paths)] if value else []
         elif value is not None:
             words.append(f"{name}={value}")
     return words

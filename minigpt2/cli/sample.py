@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import count, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..corpus.options import unescape
 from ..decoding.options import SampleOptions
 from ..errors import InputError
 from ..hub.folders import require_source
+from ..runs.record import RunInfo
+from ..system.files import read_json
 from ..system.signals import raise_on_signals
+from ..training.options import DEFAULT_MODEL
 from .console import explain, printable, run_script
+from .flags import Given
 from .prompts import asked, read_prompts
 
 if TYPE_CHECKING:
@@ -45,7 +51,8 @@ def main(options: SampleOptions) -> int:
     model, tokenizer = load_with_tokenizer(
         options.model, device=options.device, dtype=options.dtype, compiled=options.compile
     )
-    drafters = DrafterFactory(options, tokenizer)
+    tell_idle_special_tokens(options, tokenizer, prompts)
+    drafters = DrafterFactory(options, tokenizer, model)
     if options.interactive:
         converse(model, tokenizer, options, drafters)
     elif options.json or len(prompts) * options.num_samples > 1:
@@ -58,11 +65,21 @@ def main(options: SampleOptions) -> int:
     return 0
 
 
+def tell_idle_special_tokens(
+    options: SampleOptions, tokenizer: Tokenizer, prompts: list[str]
+) -> None:
+    """Say so where --special-tokens was given, and no prompt has one."""
+    idle = options.special_tokens and prompts and not any(map(tokenizer.special_in, prompts))
+    if idle and not trained_with_special_tokens(Path(options.model)):
+        logger.warning("--special-tokens changes nothing: no special token is in a prompt")
+
+
 def decoding(options: SampleOptions) -> dict[str, Any]:
     """The flags that `complete` and `stream_text` both take."""
     names = ("max_new_tokens", "sampling", "seed", "finish_sentence")
     texts = {"stop": options.stop, "ban": options.ban}
     return {
+        "special": options.special_tokens,
         **{name: getattr(options, name) for name in names},
         **{name: [unescape(text) for text in given] for name, given in texts.items()},
     }
@@ -159,6 +176,31 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
+def recorded_words(given: Given) -> list[str]:
+    """The flag with which prompts are read as the text was on which the model was trained."""
+    source = given["model"][1][0] if "model" in given else DEFAULT_MODEL
+    if "special_tokens" in given or not trained_with_special_tokens(Path(source)):
+        return []
+    logger.info(
+        "%s was trained with --special-tokens, so prompts are read the same; "
+        "--no-special-tokens reads them as plain text",
+        source,
+    )
+    return ["--special-tokens"]
+
+
+def trained_with_special_tokens(folder: Path) -> bool:
+    """Whether the run says so that a folder holds, or is a part of."""
+    path = folder.resolve()
+    for place in (path, path.parent, path.parent.parent):  # merged/, checkpoints/step-000100/
+        if (place / "run.json").is_file():
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                flags = RunInfo.from_json(read_json(place / "run.json")).options or {}
+                return bool(flags.get("--special-tokens"))
+            return False
+    return False
+
+
 def run(argv: Sequence[str] | None = None) -> int:
     """The command, from its flags to its exit code."""
-    return run_script(main, SampleOptions, argv)
+    return run_script(main, SampleOptions, argv, recorded=recorded_words)

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,10 +27,9 @@ def main(options: TrainOptions) -> int:
     """Find this process's place among those that train together, and let it do its part."""
     require_inputs(options)
 
-    from ..finetuning.session import (
-        Starter,
-        train,
-    )  # with all that is heavy, before signals are raised
+    # with all that is heavy, before signals are raised
+    from ..finetuning.added_tokens import kept_grown, loaded
+    from ..finetuning.session import Starter, train
     from ..system.processes import world_from
     from ..system.signals import Stopped
 
@@ -37,8 +37,13 @@ def main(options: TrainOptions) -> int:
     world = world_from(os.environ)
     if not world.is_main:
         logging.getLogger().setLevel(logging.ERROR)  # the main process speaks for all
+    starter = Starter(pasteable(command(world)))
+    if options.add_tokens and not options.resume:
+        source = options.source
+        options, keep = kept_grown(options, lambda: loaded(source))
+        starter = replace(starter, keep=keep)
     try:
-        train(options, world, Starter(pasteable(command(world))))
+        train(options, world, starter)
     except Stopped as stop:
         logger.info("%s; everything is saved, %s", stop, how_to_resume(options, world))
         return 128 + stop.signal_number

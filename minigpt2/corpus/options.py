@@ -29,6 +29,9 @@ class TextConfig:
     document_separator: str | None = None
     """Where one document ends and the next begins inside a text file; \\n, \\t, \\r and \\\\ are
     understood. Default: a file is one document."""
+    special_tokens: bool = False
+    """Read special tokens that stand in the text, such as <|endoftext|>, as tokens. Default: as
+    plain text, with a notice."""
     normalize_unicode: bool = False
     """Compose characters (Unicode NFC), so that the same letter is the same bytes."""
     normalize_newlines: bool = False

@@ -37,7 +37,7 @@ from .tokenizing import TOKENIZED, TextTokenizer, tokenize
 logger = logging.getLogger(__name__)
 
 DEFAULT = TextConfig()
-FORMAT = 3  # raise it when the same text and options would give other files
+FORMAT = 4  # raise it when the same text and options would give other files
 LOCKS = ".locks"
 WHOLE = "corpus.json"
 
@@ -54,6 +54,7 @@ class Corpus:
     n_characters: int
     n_tokens: int  # with one end-of-text per document
     counts: Mapping[str, int] = field(default_factory=dict)  # of what was found and changed
+    special: Mapping[str, int] = field(default_factory=dict)  # names of special tokens in the text
 
     @property
     def identity(self) -> str:
@@ -75,6 +76,7 @@ class CorpusInfo:
     n_characters: int
     n_tokens: int
     counts: Mapping[str, int]
+    special: Mapping[str, int]
 
     def write(self, path: Path) -> None:
         write_json(path, asdict(self))
@@ -82,16 +84,18 @@ class CorpusInfo:
     @classmethod
     def read(cls, path: Path) -> CorpusInfo:
         """Raises InputError for a file that is missing or says what no corpus consists of."""
-        values = {"counts": {}, **read_json(path)}
+        values = {"counts": {}, "special": {}, **read_json(path)}
         if values.keys() != {part.name for part in fields(cls)}:
             raise InputError(f"{path} is damaged")
-        files, counts = values.pop("files"), values.pop("counts")
-        if files not in (["train"], ["train", "val"]) or not isinstance(counts, dict):
+        files, counts, special = (values.pop(name) for name in ("files", "counts", "special"))
+        if files not in (["train"], ["train", "val"]):
             raise InputError(f"{path} is damaged")
-        totals = values.values()
-        if not all(type(n) is int and n >= 0 for n in [*counts.values(), *totals]) or 0 in totals:
+        if not isinstance(counts, dict) or not isinstance(special, dict):
             raise InputError(f"{path} is damaged")
-        return cls(tuple(files), counts=counts, **values)
+        totals, numbers = values.values(), [*counts.values(), *special.values(), *values.values()]
+        if not all(type(n) is int and n >= 0 for n in numbers) or 0 in totals:
+            raise InputError(f"{path} is damaged")
+        return cls(tuple(files), counts=counts, special=special, **values)
 
 
 def prepare(
@@ -135,6 +139,8 @@ def prepare(
                     sync(cache)
                     corpus, origin = _open_whole(folder, inputs), ""
     assert corpus is not None
+    if text.special_tokens and not tokenizer.special_in(" ".join(corpus.special)):
+        logger.warning("--special-tokens changes nothing: no special token is in the text")
     _log_totals(corpus, origin)
     return corpus
 
@@ -224,7 +230,7 @@ def _make(folder: Path, inputs: _CorpusInputs, tokenizer: TextTokenizer, workers
     """Fill a folder with the token files of these inputs."""
     ids_path = folder / "ids.tmp"
     # 1. Tokenize every document, in order, into one file of ids.
-    tokenized, cleaned = tokenize(ids_path, inputs.sources, inputs.text, tokenizer, workers)
+    tokenized, cleaned, named = tokenize(ids_path, inputs.sources, inputs.text, tokenizer, workers)
     inputs.require_unchanged()
     # 2. Leave out what is too short or there twice.
     own_val = tokenized["source"] >= inputs.n_train  # in held-out text of its own
@@ -245,6 +251,7 @@ def _make(folder: Path, inputs: _CorpusInputs, tokenizer: TextTokenizer, workers
         n_characters=int(tokenized["characters"][kept].sum()),
         n_tokens=int((segments["end"] - segments["start"]).sum()),
         counts={**cleaned, **dropped},
+        special=named,
     )
     info.write(folder / WHOLE)
 
@@ -427,9 +434,8 @@ def _open_whole(folder: Path, inputs: _CorpusInputs) -> Corpus | None:
         if val:
             own = labels[inputs.n_train :] if inputs.has_own_val else labels
             val = replace(val, sources=own)
-        return Corpus(
-            train, val, info.n_documents, info.n_characters, info.n_tokens, dict(info.counts)
-        )
+        totals = info.n_documents, info.n_characters, info.n_tokens
+        return Corpus(train, val, *totals, dict(info.counts), dict(info.special))
     except InputError as problem:
         logger.warning("%s: doing that now", problem)
     # Renamed first, so that no other process finds half of it.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ import numpy as np
 from ..system.messages import visible
 from .prepare import Corpus
 from .token_file import TokenFile
+from .tokenizing import SEPARATOR
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
@@ -52,6 +53,7 @@ class Survey:
     held_out_documents: int
     held_out_tokens: int
     counts: Mapping[str, int]  # of duplicates, and of what cleaning changed and dropped
+    special_as_text: Mapping[str, int]  # how often special tokens were read as plain text, by name
     leaked_documents: int  # held-out ones with a passage that is in the training text too
     leaked_share: float  # of the held-out text, about
     leaks: tuple[tuple[str, str], ...]  # examples: a held-out document, one to train on
@@ -59,8 +61,10 @@ class Survey:
     warnings: tuple[str, ...]
 
 
-def survey(corpus: Corpus, tokenizer: Tokenizer) -> Survey:
-    """Look at all of a corpus."""
+def survey(corpus: Corpus, tokenizer: Tokenizer, *, special_tokens: bool = False) -> Survey:
+    """Look at all of a corpus; `special_tokens` says whether they were read as tokens."""
+    special = tokenizer.special_in(" ".join(corpus.special))
+    as_tokens = special if special_tokens else {}
     files = [file for file in (corpus.train, corpus.val) if file]
     lengths = np.concatenate([np.diff(file.documents["end"], prepend=0) for file in files])
     shares = {"shortest": 0, "25 %": 25, "median": 50, "90 %": 90, "longest": 100}
@@ -75,13 +79,14 @@ def survey(corpus: Corpus, tokenizer: Tokenizer) -> Survey:
         held_out_documents=len(corpus.val.documents) if corpus.val else 0,
         held_out_tokens=len(corpus.val.tokens) if corpus.val else 0,
         counts=dict(corpus.counts),
+        special_as_text={k: n for k, n in corpus.special.items() if k not in as_tokens},
         leaked_documents=leaked,
         leaked_share=share,
         leaks=leaks,
         samples=tuple(_token_samples(corpus.train, tokenizer)),
         warnings=(),
     )
-    return replace(found, warnings=tuple(_warnings(found)))
+    return replace(found, warnings=(*_read_as_text(found, special), *_warnings(found)))
 
 
 def report_text(found: Survey) -> str:
@@ -132,6 +137,24 @@ def _shortened(text: str) -> str:
 
 def _held_out_documents(number: int) -> str:
     return f"{number:,} held-out document{'s' * (number != 1)}"
+
+
+def _read_as_text(found: Survey, special: Collection[str]) -> Iterator[str]:
+    """What to do about special tokens that were read as plain text."""
+    counts = dict(found.special_as_text)
+    if n_separators := counts.pop(SEPARATOR, 0):
+        times = f"{n_separators:,} time{'s' * (n_separators != 1)}"
+        token = ", --special-tokens reads it as a token" * (SEPARATOR in special)
+        yield (
+            f"{SEPARATOR} stands in the text {times} and is read as plain text: where it ends "
+            f'documents, --document-separator "{SEPARATOR}" does so{token}'
+        )
+    if counts:
+        listed = ", ".join(f"{visible(name)} ({count:,})" for name, count in counts.items())
+        yield (
+            f"special tokens stand in the text and are read as plain text: {listed}; "
+            "--special-tokens reads them as tokens"
+        )
 
 
 def _warnings(found: Survey) -> Iterator[str]:

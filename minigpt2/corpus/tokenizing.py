@@ -15,7 +15,7 @@ import signal
 import struct
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -41,8 +41,7 @@ NOTICE_SECONDS = 10
 # Ctrl-C and the end of the terminal; none where signals cannot be blocked, on Windows
 TERMINAL_SIGNALS = [signal.SIGINT, signal.SIGHUP] if hasattr(signal, "pthread_sigmask") else []
 
-# No piece of GPT-2's pattern has whitespace after anything else, so a text can be cut there.
-LAST_CUT = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)
+SEPARATOR = "<|endoftext|>"  # what people type between documents
 
 TOKENIZED = np.dtype(
     [
@@ -64,7 +63,18 @@ class TextTokenizer(Protocol):
     def vocab_size(self) -> int: ...
     @property
     def identity(self) -> str: ...
-    def encode_array(self, text: str, /) -> np.ndarray: ...
+    @property
+    def uncut(self) -> tuple[str, ...]:
+        """Texts behind which whitespace may belong to the same token."""
+        ...
+
+    @property
+    def cut_before(self) -> str:
+        """The whitespace before which a text may be cut elsewhere."""
+        ...
+
+    def encode_array(self, text: str, /, *, special: bool = False) -> np.ndarray: ...
+    def special_in(self, text: str, /) -> dict[str, int]: ...
 
 
 def default_workers() -> int:
@@ -79,20 +89,22 @@ def tokenize(
     text: TextConfig,
     tokenizer: TextTokenizer,
     workers: int,
-) -> tuple[np.ndarray, dict[str, int]]:
+) -> tuple[np.ndarray, dict[str, int], dict[str, int]]:
     """Write the ids of all documents, each with its end-of-text, to a file of
     `dtype_for(vocab_size)`.
 
-    Returns TOKENIZED records, which say where the documents end, and how many were changed by which
-    step of cleaning. Empty documents are left out.
+    Returns TOKENIZED records, which say where the documents end, how many were changed by which
+    step of cleaning, and how often the name of each special token is in the text. Empty documents
+    are left out.
     """
-    cleaner = Cleaner(text)
-    reader = _DocumentReader(sources, text, cleaner)
+    cleaner, named = Cleaner(text), Counter[str]()
+    reader = _DocumentReader(sources, text, cleaner, last_cut(tokenizer))
     tokenized, count, prompt = bytearray(), 0, 0
-    total = sum(source.size for source in sources)
-    with path.open("wb") as file, _encoder(tokenizer, workers, total) as encode:
-        for pieces, (ids, counts) in encode(_batches(reader)):
+    total, encoding = sum(source.size for source in sources), (tokenizer, text.special_tokens)
+    with path.open("wb") as file, _encoder(encoding, workers, total) as encode:
+        for pieces, (ids, counts, found) in encode(_batches(reader)):
             file.write(ids)
+            named.update(found)
             for piece, n_ids in zip(pieces, counts):
                 count += n_ids
                 if piece.prompt:
@@ -101,10 +113,30 @@ def tokenize(
                     row, *rest = reader.finished.popleft()
                     tokenized += TOKENIZED_STRUCT.pack(count, row, prompt, *rest)
                     prompt = 0
-    return np.frombuffer(tokenized, TOKENIZED), dict(cleaner.counts)
+    return np.frombuffer(tokenized, TOKENIZED), dict(cleaner.counts), dict(named)
 
 
-def cut_at_words(chunks: Iterable[str], size: int = BATCH_CHARACTERS) -> Iterator[str]:
+class LastCut(NamedTuple):
+    """The text up to the last place where it can be cut, and how many characters decide of one."""
+
+    pattern: re.Pattern[str]
+    context: int = 1
+
+
+# No piece of GPT-2's pattern has whitespace after anything else, so a text can be cut there.
+LAST_CUT = LastCut(re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL))
+
+
+def last_cut(tokenizer: TextTokenizer) -> LastCut:
+    """Where this tokenizer's texts can be cut: where GPT-2's can, but in no word that was added."""
+    behind = "".join(f"(?<!{re.escape(text)})" for text in tokenizer.uncut)
+    pattern = re.compile(rf".*\S{behind}(?=[{tokenizer.cut_before}])", re.DOTALL)
+    return LastCut(pattern, max([1, *map(len, tokenizer.uncut)]))
+
+
+def cut_at_words(
+    chunks: Iterable[str], size: int = BATCH_CHARACTERS, *, last: LastCut = LAST_CUT
+) -> Iterator[str]:
     """A text, in chunks cut anywhere, as parts whose ids put together are the ids of the whole.
 
     A part has about `size` characters, or more where the text has no word border.
@@ -112,8 +144,9 @@ def cut_at_words(chunks: Iterable[str], size: int = BATCH_CHARACTERS) -> Iterato
     held: list[str] = []  # has no place to cut
     slices = (chunk[at : at + size] for chunk in chunks for at in range(0, len(chunk), size))
     for part in slices:
-        before = held[-1][-1] if held else ""
-        if cut := LAST_CUT.match(before + part):
+        before = "".join(held[-last.context :])[-last.context :]
+        cut = last.pattern.match(before + part)
+        if cut and cut.end() >= len(before):  # what is held was looked at, with more before it
             end = cut.end() - len(before)
             yield "".join([*held, part[:end]])
             held = [part[end:]]
@@ -143,8 +176,10 @@ class _ReadDocument(NamedTuple):
 class _DocumentReader:
     """The pieces of all documents in their order, and what is known of each when it has ended."""
 
-    def __init__(self, sources: Sequence[Source], text: TextConfig, cleaner: Cleaner) -> None:
-        self._sources, self._text, self._cleaner = sources, text, cleaner
+    def __init__(
+        self, sources: Sequence[Source], text: TextConfig, cleaner: Cleaner, last: LastCut
+    ) -> None:
+        self._sources, self._text, self._cleaner, self._last = sources, text, cleaner, last
         self.finished: deque[_ReadDocument] = deque()
         self._done = 0  # bytes of the files before this one
         self._began, self._notice_at = time.monotonic(), time.monotonic() + NOTICE_SECONDS
@@ -161,7 +196,8 @@ class _DocumentReader:
         digest, characters, last = hashlib.sha256(), 0, None
         for prompt, part in groupby(chunks, key=lambda chunk: chunk.prompt):
             texts = self._texts(part)
-            for text in cut_at_words(self._cleaner.clean(texts) if self._cleaner.active else texts):
+            clean = self._cleaner.clean(texts) if self._cleaner.active else texts
+            for text in cut_at_words(clean, last=self._last):
                 if last:
                     yield last
                 digest.update(text.encode())
@@ -208,34 +244,40 @@ def _batches(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
         yield batch
 
 
-Encoded = tuple[bytes, list[int]]  # ids of several pieces; how many of each
+# ids of several pieces; how many of each; how often the name of each special token was in them
+Encoded = tuple[bytes, list[int], dict[str, int]]
+Encoding = tuple[TextTokenizer, bool]  # and whether special tokens are read as tokens
 
 
-def _encode(tokenizer: TextTokenizer, pieces: Sequence[_Piece]) -> Encoded:
+def _encode(encoding: Encoding, pieces: Sequence[_Piece]) -> Encoded:
+    tokenizer, special = encoding
     dtype, end = dtype_for(tokenizer.vocab_size), np.array([tokenizer.eot])
-    arrays = []
+    arrays, named = [], Counter[str]()
     for piece in pieces:
-        ids = tokenizer.encode_array(piece.text)
+        ids = tokenizer.encode_array(piece.text, **({"special": True} if special else {}))
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < tokenizer.vocab_size:
             bad = ids[(ids < 0) | (ids >= tokenizer.vocab_size)][0]
             size = tokenizer.vocab_size
             raise InputError(f"the tokenizer made the id {bad}, its vocab_size is {size}")
         arrays.append(np.concatenate([ids, end]) if piece.is_last else ids)
-    return np.concatenate(arrays).astype(dtype).tobytes(), [len(ids) for ids in arrays]
+        separators = {SEPARATOR: n} if (n := piece.text.count(SEPARATOR)) else {}
+        named.update({**separators, **tokenizer.special_in(piece.text)})
+    joined = np.concatenate(arrays).astype(dtype).tobytes()
+    return joined, [len(ids) for ids in arrays], dict(named)
 
 
 @contextlib.contextmanager
 def _encoder(
-    tokenizer: TextTokenizer, workers: int, n_bytes: int
+    encoding: Encoding, workers: int, n_bytes: int
 ) -> Iterator[Callable[[Iterable[list[_Piece]]], Iterator[tuple[list[_Piece], Encoded]]]]:
     """A function from batches to batches with their ids, in order, here or in other processes."""
     if workers <= 1 or n_bytes < ENOUGH_FOR_PROCESSES:
-        yield lambda batches: ((batch, _encode(tokenizer, batch)) for batch in batches)
+        yield lambda batches: ((batch, _encode(encoding, batch)) for batch in batches)
         return
     # a fork would copy the threads' locks of torch, and Windows and macOS have none
     context = multiprocessing.get_context("spawn")
     with _signals_blocked():  # starts multiprocessing's resource tracker
-        pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer,))
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (encoding,))
     try:
         yield lambda batches: _in_order(pool, batches, ahead=2 * workers)
     except BrokenProcessPool as problem:
@@ -265,15 +307,15 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_worker: dict[str, TextTokenizer] = {}  # of a process that tokenizes: set once, when it starts
+_worker: dict[str, Encoding] = {}  # of a process that tokenizes: set once, when it starts
 
 
-def _start_worker(tokenizer: TextTokenizer) -> None:
+def _start_worker(encoding: Encoding) -> None:
     for number in TERMINAL_SIGNALS or [signal.SIGINT]:
         signal.signal(number, signal.SIG_IGN)  # they are the parent's to handle
     if TERMINAL_SIGNALS:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINAL_SIGNALS)
-    _worker["tokenizer"] = tokenizer
+    _worker["encoding"] = encoding
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -286,7 +328,7 @@ def _end_with_parent() -> None:
 
 
 def _encode_in_worker(pieces: list[_Piece]) -> Encoded:
-    return _encode(_worker["tokenizer"], pieces)
+    return _encode(_worker["encoding"], pieces)
 
 
 def _in_order(

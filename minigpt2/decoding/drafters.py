@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
@@ -31,10 +32,12 @@ from ..sampling import (
     draw,
     probabilities,
     row_generator,
+    without,
 )
 from ..tokenizer import Tokenizer
 from .options import SampleOptions
 from .ready import load_with_tokenizer
+from .text import drawable
 
 DRAFT_GUESSES = 4  # a drafting model's own time grows with them, and the chance of the last falls
 ROWS_AT_ONCE = 8  # rows that are decoded together
@@ -91,12 +94,14 @@ class ModelDrafter:
         *,
         n_guesses: int = DRAFT_GUESSES,
         vocab_size: int | None = None,
+        unused: Sequence[int] = (),
     ) -> None:
         """generators[r] makes the random numbers of row r's guesses; they must not be those that
-        the checking draws from. Ids from vocab_size on, the padding of some models, are no guesses.
+        the checking draws from. Ids from vocab_size on, the padding of some models, and those that
+        are `unused`, are no guesses.
         """
         self._model, self._sampling, self._generators = model, sampling, generators
-        self._n_guesses, self._vocab_size = n_guesses, vocab_size
+        self._n_guesses, self._vocab_size, self._unused = n_guesses, vocab_size, unused
         self._rows: dict[int, _DraftRow] = {}
         self._evaluating = evaluation_mode(model)
 
@@ -118,6 +123,9 @@ class ModelDrafter:
             self._rows[row] = _DraftRow(self._model)
         for _ in range(n):
             logits = self._rows[row].logits(text + ids)[:, : self._vocab_size]
+            n_missing = (self._vocab_size or 0) - logits.shape[-1]  # rows that the model has not
+            logits = F.pad(logits, (0, max(0, n_missing)), value=float("-inf"))
+            logits = without(logits, self._unused)
             probs.append(probabilities(logits, self._sampling, [text + ids])[0])
             ids.append(int(draw(probs[-1][None], [self._generators[row]])))
         return Guess(ids, torch.stack(probs)) if ids else NOTHING
@@ -176,9 +184,13 @@ class DrafterFactory:
     others.
     """
 
-    def __init__(self, options: SampleOptions, tokenizer: Tokenizer) -> None:
-        """Loads the model of --draft. Raises InputError when it has other tokens."""
-        self._options, self._vocab_size = options, tokenizer.vocab_size
+    def __init__(
+        self, options: SampleOptions, tokenizer: Tokenizer, model: GPT2 | None = None
+    ) -> None:
+        """Loads the model of --draft, to guess for `model`. Raises InputError when it has other
+        tokens.
+        """
+        self._options, self._drawable = options, drawable(tokenizer, model)
         self._draft_model: GPT2 | None = None
         self._made: list[CountingDrafter] = []
         if options.draft is None:
@@ -226,7 +238,7 @@ class DrafterFactory:
                 options.sampling,
                 [row_generator(~options.seed, row)],
                 n_guesses=options.guess or DRAFT_GUESSES,
-                vocab_size=self._vocab_size,
+                **self._drawable,
             )
         elif options.guess:
             drafter = NGramDrafter(options.guess)

@@ -23,6 +23,9 @@ class SampleOptions:
     prompts_file: str | None = None
     """Many prompts: one a line, understood as in --prompt, or .jsonl rows with the field prompt.
     Sample k of each is drawn with the same random numbers."""
+    special_tokens: bool = False
+    """Read special tokens that stand in a prompt, such as <|endoftext|>, as tokens. Default: as
+    plain text, with a notice, unless --model is a run that was trained with it."""
     interactive: bool = False
     """Ask for prompts until Ctrl-D; Ctrl-C stops an answer."""
     model: str = "gpt2"

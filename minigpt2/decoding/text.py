@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from torch import Tensor
 
-from ..arguments import refuse, texts
+from ..arguments import refuse, shown, texts
 from ..errors import InputError
 from ..generate import NEUTRAL, DecodeSettings, Token, decode
 from ..model import GPT2
@@ -17,6 +18,7 @@ from ..sampling import Drafter, SamplingConfig
 from ..tokenizer import TextStream, Tokenizer
 from .banned import BannedTexts
 
+logger = logging.getLogger(__name__)
 # a sentence ends behind its mark and the quotes that close with it, or with its line
 ENDED = re.compile(r"""(?:[.!?\u2026]["'\u201d\u2019)\]]*\s*|\n)\Z""")
 SENTENCE_END = re.compile(r"""[.!?\u2026]["'\u201d\u2019)\]]*(?=\s)|(?=\n)""")
@@ -151,6 +153,7 @@ def complete(
     seed: int = 0,
     stop: Sequence[str] | str = (),
     ban: Sequence[str] | str = (),
+    special: bool = False,
     finish_sentence: bool = False,
     rows: Sequence[int] | None = None,
     drafter: Drafter | None = None,
@@ -160,7 +163,8 @@ def complete(
     """Continue every prompt until end-of-text, one of the `stop` texts (left out), or
     max_new_tokens. One text alone is one prompt.
 
-    An empty prompt starts from end-of-text, as the start of a document. The texts in `ban` are
+    An empty prompt starts from end-of-text, as the start of a document. With `special`, the names
+    of special tokens in a prompt are these tokens. The texts in `ban` are
     never written. With `finish_sentence`, a text that reaches max_new_tokens goes on to the end of
     its sentence, for SENTENCE_TOKENS at most. Prompt i draws the random numbers of row rows[i], by
     default i. Beside each token its `top_logprobs` likeliest alternatives are reported. `on_tokens`
@@ -176,6 +180,7 @@ def complete(
         rows,
         stop=stop,
         ban=ban,
+        special=special,
         finish_sentence=finish_sentence,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
@@ -199,6 +204,7 @@ def stream(
     seed: int = 0,
     stop: Sequence[str] | str = (),
     ban: Sequence[str] | str = (),
+    special: bool = False,
     finish_sentence: bool = False,
     row: int = 0,
     drafter: Drafter | None = None,
@@ -216,6 +222,7 @@ def stream(
         [row],
         stop=stop,
         ban=ban,
+        special=special,
         finish_sentence=finish_sentence,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
@@ -242,6 +249,7 @@ def stream_text(
     seed: int = 0,
     stop: Sequence[str] | str = (),
     ban: Sequence[str] | str = (),
+    special: bool = False,
     finish_sentence: bool = False,
     row: int = 0,
     drafter: Drafter | None = None,
@@ -256,6 +264,7 @@ def stream_text(
         seed=seed,
         stop=stop,
         ban=ban,
+        special=special,
         finish_sentence=finish_sentence,
         row=row,
         drafter=drafter,
@@ -271,20 +280,22 @@ def _start(
     *,
     stop: Sequence[str] | str,
     ban: Sequence[str] | str,
+    special: bool,
     finish_sentence: bool,
     **how: Any,
 ) -> tuple[list[_Writer], Iterator[int]]:
     """A writer for each prompt, and the decode steps that let them write; `how` are the other
     fields of DecodeSettings.
     """
-    settings = DecodeSettings(
-        vocab_size=tokenizer.vocab_size, banned=_banned(ban, tokenizer), **how
-    )
+    possible = drawable(tokenizer, model)
+    banned = _banned(ban, tokenizer, possible["vocab_size"])
+    settings = DecodeSettings(**possible, banned=banned, **how)
     sentence_from = settings.max_new_tokens if finish_sentence else None
     if sentence_from:
         settings = replace(settings, max_new_tokens=sentence_from + SENTENCE_TOKENS)
     writers = [_Writer(tokenizer, stop, sentence_from) for _ in prompts]
-    ids = [tokenizer.encode(prompt) or [tokenizer.eot] for prompt in prompts]
+    encoded = [tokenizer.encode(prompt, special=special) for prompt in prompts]
+    ids = [row or [tokenizer.eot] for row in encoded]
     return writers, _write(model, ids, writers, settings, rows)
 
 
@@ -304,12 +315,14 @@ def _write(
         writer.finish()
 
 
-def _banned(ban: Sequence[str] | str, tokenizer: Tokenizer) -> Callable[[list[int]], Tensor] | None:
+def _banned(
+    ban: Sequence[str] | str, tokenizer: Tokenizer, n_ids: int
+) -> Callable[[list[int]], Tensor] | None:
     """Which tokens (V,) bool would complete one of the texts after a row's new tokens."""
     ban = texts("ban", ban)
     if not ban:
         return None
-    token_bytes = tokenizer.written_bytes()
+    token_bytes = tokenizer.written_bytes(n_ids)
     banned = BannedTexts(token_bytes, ban)
     longest = max(len(text.encode()) for text in ban)
 
@@ -320,13 +333,37 @@ def _banned(ban: Sequence[str] | str, tokenizer: Tokenizer) -> Callable[[list[in
     return mask
 
 
-def check_fits(tokenizer: Tokenizer, model: GPT2) -> None:
-    """Raise InputError when the tokenizer makes ids that the model has no row for.
+class Drawable(TypedDict):
+    """Which ids may be drawn: those below vocab_size but for the unused ones."""
 
-    A model with more rows than the tokenizer has ids is fine: its vocabulary was padded.
+    vocab_size: int
+    unused: tuple[int, ...]
+
+
+def drawable(tokenizer: Tokenizer, model: GPT2 | None) -> Drawable:
+    """The ids that a tokenizer has a token for, and a model a row."""
+    n_ids = tokenizer.vocab_size
+    if model is not None:
+        n_ids = min(n_ids, model.config.vocab_size)
+    return {"vocab_size": n_ids, "unused": tuple(tokenizer.ids_without_token(n_ids))}
+
+
+def check_fits(tokenizer: Tokenizer, model: GPT2, *, training: bool = False) -> None:
+    """Raise InputError when the tokenizer makes ids of plain text that the model has no row for,
+    or of end-of-text, where it is learned.
+
+    A model with more rows than the tokenizer has ids is fine: its vocabulary was padded. So are
+    added words without a row, as long as no text has them.
     """
-    if tokenizer.vocab_size > model.config.vocab_size:
+    n_rows = model.config.vocab_size
+    if tokenizer.merged_size > n_rows:
         raise InputError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}: "
-            "use the tokenizer that belongs to it"
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model {n_rows}: use the tokenizer "
+            "that belongs to it"
         )
+    if tokenizer.eot >= n_rows:
+        name = shown(tokenizer.token_text(tokenizer.eot))
+        lacking = f"the model has {n_rows} rows, none for end-of-text {name}, id {tokenizer.eot}"
+        if training:
+            raise InputError(f"{lacking}: --add-tokens {name} gives it one")
+        logger.warning("%s: no text ends with it", lacking)

@@ -26,6 +26,7 @@ from ..arguments import id_rows, refuse, whole
 from ..errors import InputError
 from ..loss import MOST_LOGITS
 from ..model import GPT2, evaluation_mode, unknown_ids
+from ..sampling import without
 from ..tokenizer import Tokenizer
 
 MOST_TOKENS = 4096  # read at once, unless one window alone is longer
@@ -66,7 +67,9 @@ def score(model: GPT2, tokenizer: Tokenizer, text: str, *, stride: int | None = 
     when decoding. Raises InputError for what is no text, and OptionError for another stride.
     """
     ids = tokenizer.encode(text)
-    (nats,) = score_ids(model, [ids], stride=stride, vocab_size=tokenizer.vocab_size)
+    n_ids = min(tokenizer.vocab_size, model.config.vocab_size)
+    unused = tokenizer.ids_without_token(n_ids)
+    (nats,) = score_ids(model, [ids], stride=stride, vocab_size=n_ids, unused=unused)
     return Scores(tuple(ids), tuple(map(tokenizer.token_text, ids)), tuple(nats))
 
 
@@ -77,16 +80,18 @@ def score_ids(
     *,
     stride: int | None = None,
     vocab_size: int | None = None,
+    unused: Sequence[int] = (),
 ) -> list[list[float | None]]:
     """What each token of every row costs a model, in nats, None for the first: `score` for ids.
 
     Rows may differ in length and be empty; their windows are read together, and each row has the
-    numbers that it has alone, up to rounding. Ids from vocab_size on, which can only be read, cost
-    inf. All are NaN where the model's scores are not finite.
+    numbers that it has alone, up to rounding. Ids from vocab_size on and `unused` ones, which can
+    only be read, cost inf. All are NaN where the model's scores are not finite.
     """
     rows = id_rows("rows", rows)
     nats: list[list[float | None]] = [[None] * len(row) for row in rows]
-    for places, logits in scored_logits(model, rows, stride=stride, vocab_size=vocab_size):
+    found_logits = scored_logits(model, rows, stride=stride, vocab_size=vocab_size, unused=unused)
+    for places, logits in found_logits:
         targets = torch.tensor([rows[row][at] for row, at in places], device=logits.device)
         n_ids = logits.shape[1]
         chosen = logits.gather(1, targets.clamp(max=n_ids - 1)[:, None])[:, 0]
@@ -103,6 +108,7 @@ def scored_logits(
     *,
     stride: int | None = None,
     vocab_size: int | None = None,
+    unused: Sequence[int] = (),
 ) -> Iterator[tuple[list[Place], Tensor]]:
     """Yield the logits (N, V), in float32 at least, from which every token but the first of each
     row would be drawn, and the places of these tokens; MOST_LOGITS at once, in any order.
@@ -131,7 +137,8 @@ def scored_logits(
             part = slice(start, start + n_tokens)
             with evaluating:
                 logits = model.head(x[part])[:, :vocab_size]
-            yield places[part], logits.to(torch.promote_types(logits.dtype, torch.float32))
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            yield places[part], without(logits, unused)
 
 
 class _Window(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..decoding.text import check_fits
 from ..errors import OptionError
 from ..model import GPT2
 from ..runs import kept
+from ..runs.folder import RunFolder
 from ..runs.record import Metrics
 from ..tokenizer import Tokenizer
 from ..training.options import (
@@ -21,6 +23,7 @@ from ..training.options import (
     paths,
     require_settings,
 )
+from .added_tokens import kept_grown, loaded
 from .inputs import InMemory, require_inputs
 from .run import MODULE, Run, spelled, trained
 from .session import Starter
@@ -79,10 +82,21 @@ def finetune(
         "out": str(folder),
     }
     options = options_from(values)
-    memory = InMemory(texts, options.text.text_field, model, tokenizer)
+    memory, keeps = InMemory(texts, options.text.text_field, model, tokenizer), []
     require_inputs(options, [str(folder / name) for name in memory.names])
     call = _call(model_or_folder, tokenizer, found, {"out": str(folder), **settings})
-    return trained(options, Starter(call, progress, memory.write, has_signals=False))
+    if options.add_tokens:
+        memory = replace(memory, model=None)
+        beginning = (model, tokenizer) if model and tokenizer else None
+        given = options.source
+        options, keep = kept_grown(options, lambda: beginning or loaded(given))
+        keeps.append(keep)
+
+    def write(run: RunFolder) -> None:
+        for keep in (memory.write, *keeps):
+            keep(run)
+
+    return trained(options, Starter(call, progress, write, has_signals=False))
 
 
 def _model_in_memory(
@@ -105,7 +119,7 @@ def _model_in_memory(
     elif preset:
         raise OptionError("tokenizer is given with preset, which has its own: choose one", "preset")
     model = given if isinstance(given, GPT2) else GPT2.from_pretrained(given or DEFAULT_MODEL)
-    check_fits(tokenizer, model)
+    check_fits(tokenizer, model, training=True)
     return model, None
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..arguments import flag
+from ..arguments import flag, texts
 from ..errors import InputError, NotFoundError
 from ..runs import kept
 from ..runs.record import JsonObject, RunInfo
@@ -66,6 +66,8 @@ def recorded(folder: Path, given: Collection[str]) -> dict[str, Any]:
         had = {name[2:].replace("-", "_"): value for name, value in flags.items()}
         for name in had.keys() & {"data", "val_data"}:
             had[name] = tuple(kept.found(path, folder) for path in paths(name, had[name]))
+        if "add_tokens" in had:
+            had["add_tokens"] = texts("add_tokens", had["add_tokens"])
         if had.get("model") is not None:
             had["model"] = kept.found(had["model"], folder)
         options_from(had)  # raises for what no run has

@@ -130,7 +130,8 @@ def fit_aside(
 def tell_what_was_read(spec: RunSpec) -> None:
     """Say what is in the text, and what of the settings is odd with it."""
     if spec.world.is_main:
-        logger.info(report_text(survey(spec.corpus, spec.tokenizer)))
+        special = spec.origin.options.text.special_tokens
+        logger.info(report_text(survey(spec.corpus, spec.tokenizer, special_tokens=special)))
     for remark in spec.remarks:
         logger.warning(remark)
 

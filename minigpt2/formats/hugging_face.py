@@ -173,7 +173,13 @@ class FoldedFiles(TensorFiles):
         """Raise InputError for tensors of the base, or of the adapter, that do not fit."""
         self.base.check(expected)
         linears = {name: shape[::-1] for name, shape in expected.items() if TRANSPOSED.search(name)}
-        self.adapter.check({name.removesuffix(".weight"): shape for name, shape in linears.items()})
+        by_name = {name.removesuffix(".weight"): shape for name, shape in linears.items()}
+        self.adapter.check(by_name, expected["wte.weight"])
+        if HEAD in expected and self.adapter.config.token_ids:
+            raise InputError(
+                f"{self.adapter.folder} trains token embeddings of a model with an output head of "
+                "its own, supported are heads that are the embedding"
+            )
 
     def read_all(self, sizes: Mapping[str, int]) -> Iterator[tuple[str, Tensor]]:
         """The tensors of these names, one at a time, in the order given, which is the model's.
@@ -383,7 +389,7 @@ def _folded(adapter: Adapter, name: str, value: Tensor) -> Tensor:
     return _turned(name, weight)
 
 
-def save(model: nn.Module, config: dict, folder: Path, *, eot: int) -> None:
+def save(model: nn.Module, config: dict, folder: Path) -> None:
     """Write a model folder from a model: its parameters under their own names, and a config.json
     that fits them.
     """
@@ -398,7 +404,7 @@ def save(model: nn.Module, config: dict, folder: Path, *, eot: int) -> None:
         "dtype": dtype,
         **config,
     }
-    save_tensors(tensors, {**described, "bos_token_id": eot, "eos_token_id": eot}, folder)
+    save_tensors(tensors, described, folder)
 
 
 def save_tensors(
@@ -411,9 +417,8 @@ def save_tensors(
     """
     folder.mkdir(parents=True, exist_ok=True)
     if generation is None:
-        generation = {
-            name: config[name] for name in ("bos_token_id", "eos_token_id") if name in config
-        }
+        roles = ("bos_token_id", "eos_token_id", "pad_token_id")
+        generation = {name: config[name] for name in roles if config.get(name) is not None}
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", generation)
     write_tensors(folder / WEIGHTS, tensors)

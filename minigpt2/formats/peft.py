@@ -35,6 +35,8 @@ LINEAR = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)"
 ROOT = "transformer."  # before our names in GPT2LMHeadModel
 PREFIX = f"base_model.model.{ROOT}"  # and in peft's wrapper of it
 DIGEST = "base_sha256"  # beside the tensors, where peft does not look
+ROWS = f"{PREFIX}wte.token_adapter.trainable_tokens_delta"  # the rows themselves, as peft names it
+ROW_IDS = "trainable_token_indices"
 MOST_ADAPTERS = 9  # that may lie on one another
 HASHED = 2**14  # numbers at a time: copies of whole matrices would leave holes in the heap
 ADVICE = "write the Hub id or the full path of its base into base_model_name_or_path"
@@ -47,7 +49,7 @@ ALLOWED = {
     "init_lora_weights": (True, False, "gaussian"),  # others start by changing the base
 }
 TYPES = {"r": int, "lora_alpha": (int, float), "lora_dropout": (int, float), "target_modules": list}
-READ = (*TYPES, "use_rslora", "base_model_name_or_path", "revision")
+READ = (*TYPES, "use_rslora", "base_model_name_or_path", "revision", ROW_IDS)
 # these do not change what a trained adapter computes
 IDLE = ("auto_mapping", "fan_in_fan_out", "inference_mode", "megatron_core", "peft_version")
 IDLE += ("qalora_group_size",)
@@ -64,6 +66,7 @@ class LoRAConfig:
     alpha: float
     dropout: float = 0.0  # of what goes into A, while training
     targets: tuple[str, ...] = TARGETS
+    token_ids: tuple[int, ...] = ()  # whose embeddings are trained, too
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -85,8 +88,9 @@ class LoRAConfig:
         _check_fields({"lora_dropout": 0.0, **values}, where)
         rank, alpha = values["r"], values["lora_alpha"]
         dropout, targets = values.get("lora_dropout", 0.0), tuple(values["target_modules"])
+        token_ids = _token_ids(values.get(ROW_IDS), where)
         try:
-            config = cls(rank, alpha, dropout, targets)
+            config = cls(rank, alpha, dropout, targets, token_ids)
             # rank-stabilised LoRA (arXiv:2312.03732) multiplies with alpha / sqrt(r)
             return replace(config, alpha=alpha * rank**0.5) if values.get("use_rslora") else config
         except OptionError as problem:
@@ -96,7 +100,9 @@ class LoRAConfig:
 
     def to_peft(self, base_model: str) -> dict:
         """The same as adapter_config.json, for adapters of the model with this Hub id or folder."""
+        rows = {ROW_IDS: {"wte": list(self.token_ids)}} if self.token_ids else {}
         return {
+            **rows,
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": base_model,
@@ -131,8 +137,11 @@ class Adapter:
         base_model = values.get("base_model_name_or_path")
         return cls(folder, config, base_model, tensors, notes.get(DIGEST))
 
-    def check(self, linears: Mapping[str, tuple[int, ...]]) -> list[str]:
-        """Which of a model's Linears, by name with their (out, in), have an adapter.
+    def check(
+        self, linears: Mapping[str, tuple[int, ...]], embedding: tuple[int, ...]
+    ) -> list[str]:
+        """Which of a model's Linears, by name with their (out, in), have an adapter; `embedding` is
+        the shape (V, C) of the token embedding.
 
         Raises InputError for targets or tensors that do not fit.
         """
@@ -142,6 +151,13 @@ class Adapter:
             n_out, n_in = linears[name]
             expected[_key(name, "A")] = (self.config.rank, n_in)
             expected[_key(name, "B")] = (n_out, self.config.rank)
+        if ids := self.config.token_ids:
+            expected[ROWS] = (len(ids), embedding[1])
+            if max(ids) >= embedding[0]:
+                raise InputError(
+                    f"{self.folder / CONFIG}: {ROW_IDS} has {max(ids)}, the base has "
+                    f"{embedding[0]} rows: give it the rows that were added, or its grown base"
+                )
         found = {
             key: (tuple(value.shape), value.dtype, value.is_floating_point())
             for key, value in self.tensors.items()
@@ -171,8 +187,18 @@ class Adapter:
         """A (r, in) and B (out, r) of the Linear of this name."""
         return self.tensors[_key(name, "A")], self.tensors[_key(name, "B")]
 
+    @property
+    def rows(self) -> Tensor:
+        """The embeddings (n, C) of config.token_ids."""
+        return self.tensors[ROWS]
+
     def folded(self, name: str, weight: Tensor) -> Tensor:
-        """The matrix (out, in) of the Linear of this name with its adapter in it, if it has one."""
+        """The matrix (out, in) of the Linear of this name with its adapter in it, if it has one;
+        "wte" and the head that it is have the rows of the tokens that were trained.
+        """
+        if name in ("wte", "lm_head") and self.config.token_ids:
+            ids = torch.tensor(self.config.token_ids, device=weight.device)
+            return weight.index_copy(0, ids, self.rows.to(weight))
         if _key(name, "A") not in self.tensors:
             return weight
         return folded(weight, *self.matrices(name), self.config.scale)
@@ -215,17 +241,21 @@ def write_adapter(
     config: LoRAConfig,
     matrices: Mapping[str, tuple[Tensor, Tensor]],
     *,
+    rows: Tensor | None = None,
     base_model: str,
     base_sha256: str,
 ) -> None:
     """Write the matrices (A, B) of Linears, by name, into a folder as peft does, for the model with
-    this Hub id or folder and weights of this SHA-256.
+    this Hub id or folder and weights of this SHA-256; `rows` are the embeddings of
+    config.token_ids.
 
     Raises OSError when the disk does not take the files.
     """
     tensors = {}
     for name, (a, b) in matrices.items():
         tensors[_key(name, "A")], tensors[_key(name, "B")] = a, b
+    if rows is not None:
+        tensors[ROWS] = rows
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG, config.to_peft(base_model))
     write_tensors(folder / WEIGHTS, tensors, {DIGEST: base_sha256})
@@ -283,6 +313,16 @@ def _named_base(folder: Path, *, with_weights: bool) -> Path:
     if is_adapter(found) and found.resolve() == folder.resolve():
         raise InputError(f"{path} names its own folder {found} as the base: {ADVICE}")
     return found
+
+
+def _token_ids(value: object, where: str) -> tuple[int, ...]:
+    """The ids whose embeddings are trained: a list, or that of GPT-2's token embedding by name."""
+    ids = value.get("wte") if isinstance(value, dict) and value.keys() == {"wte"} else value
+    if ids in (None, {}, []):
+        return ()
+    if not (isinstance(ids, list) and all(type(id) is int and id >= 0 for id in ids)):
+        raise InputError(f"{where}: {ROW_IDS} is {value!r:.60}, supported are token ids of wte")
+    return tuple(ids)
 
 
 def _key(name: str, matrix: str) -> str:

@@ -1,33 +1,38 @@
 """The files of a vocabulary of GPT-2's kind, and the table of GPT-2's own, which needs no file.
 
-vocab.json has the ids, merges.txt what is merged, tokenizer.json both; tokenizer_config.json and
-added_tokens.json say what is special. Reads them strictly, and writes them so that transformers'
-AutoTokenizer reads them back. Knows bytes, merges and ids; nothing is encoded here.
+vocab.json has the ids, merges.txt what is merged, tokenizer.json both; tokenizer_config.json,
+special_tokens_map.json and added_tokens.json say what was added and what is special. Reads them as
+transformers' AutoTokenizer does, strictly, and writes them so that it reads the same back. Knows
+bytes, merges, ids and settings; nothing is encoded here.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from binascii import a2b_base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
-from ..arguments import shown
 from ..errors import InputError, NotFoundError
 from ..hub.folders import MODEL_FILES, model_folder
 from ..hub.pins import public_model
 from ..hub.snapshot import TOKENIZER_FILES
 from ..system import files
-
-logger = logging.getLogger(__name__)
+from .added_words import AddedWord
 
 END_OF_TEXT = "<|endoftext|>"
-VOCAB, MERGES, VOCAB_AND_MERGES, CONFIG, ADDED = TOKENIZER_FILES  # all that is fetched from the Hub
+# all that is fetched from the Hub
+VOCAB, MERGES, VOCAB_AND_MERGES, CONFIG, ADDED, SPECIAL, CHAT = TOKENIZER_FILES
+MORE_CHATS = "additional_chat_templates"  # a folder, as transformers writes it
 GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+LISTED = ("additional_special_tokens", "extra_special_tokens")  # settings that name several
+DECODER = "added_tokens_decoder"  # the setting that has all added words, where there is one
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
 def _alphabet() -> dict[str, int]:
@@ -47,13 +52,28 @@ CHAR_OF = {byte: char for char, byte in BYTE_OF.items()}
 @dataclass(frozen=True)
 class Vocabulary:
     """What makes a tokenizer: the 256 bytes and what is merged from them, in the order of merging,
-    with their ids; what no text encodes to, by name; and which of that is end-of-text.
+    with their ids; what no merge makes, by name; and which of that is end-of-text.
+
+    `words` are the added ones, most of which are in `special`. `settings` are those of
+    tokenizer_config.json, `frame` what a tokenizer.json has besides tokens and added words, and
+    `templates` the files of chat templates, by path: what is read is kept, and written again.
     """
 
     tokens: Sequence[bytes]
     ids: Sequence[int]
     special: Mapping[str, int]
     eot: str
+    words: Sequence[AddedWord] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    frame: Mapping[str, Any] = field(default_factory=dict)
+    templates: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def prefix_space(self) -> bool:
+        """Whether every text, and every part between added words, begins with a space."""
+        if self.settings.get("tokenizer_class") in GPT2_CLASSES:
+            return bool(self.settings.get("add_prefix_space"))
+        return bool((self.frame.get("pre_tokenizer") or {}).get("add_prefix_space"))
 
     @cached_property
     def merges(self) -> list[list[bytes]]:
@@ -91,55 +111,104 @@ def read_at_one_moment(folder: Path) -> Vocabulary:
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
-    """Read vocab.json and merges.txt, or else tokenizer.json, with the ids that they give.
+    """Read tokenizer.json, or else vocab.json and merges.txt, with the ids that they give, and what
+    the other files of a tokenizer say of added words, roles and settings.
 
-    Added tokens count as special, and the eos_token of tokenizer_config.json as end-of-text.
-    Raises InputError or NotFoundError for what is missing, damaged or not GPT-2's kind of BPE.
+    End-of-text is the eos_token, by default <|endoftext|>. Raises InputError or NotFoundError for
+    what is missing, damaged or not GPT-2's kind of BPE.
     """
     try:
-        vocab, merges, added, eot = _read_folder(folder)
+        settings = _read_settings(folder)
+        vocab, merges, frame = _read_merged(folder, settings)
         tokens = _spelled_tokens(merges, folder)
-        special = _special_tokens(tokens, vocab, added, eot, folder)
+        words = _added_words(folder, settings, vocab, frame.pop("added_tokens", None) or [])
+        names = {**vocab, **{word.name: word.id for word in words}}
+        settings = _with_plain_roles(settings, names)
+        eot = _end_of_text(folder, settings, {n: id for n, id in names.items() if n not in tokens})
+        special = _special_tokens(tokens, vocab, words, eot, folder)
     except InputError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as problem:
         raise InputError(
             f"{folder}: the tokenizer files are not as transformers writes them: {problem!r}"
         ) from problem
-    return Vocabulary(list(tokens.values()), [vocab[name] for name in tokens], special, eot)
+    ids = [vocab[name] for name in tokens]
+    templates = dict(_read_templates(folder))
+    return Vocabulary(list(tokens.values()), ids, special, eot, words, settings, frame, templates)
 
 
 def write_vocabulary(
     folder: Path, vocabulary: Vocabulary, *, model_max_length: int | None = None
 ) -> None:
-    """Write vocab.json, merges.txt and tokenizer_config.json, as `read_vocabulary` reads them.
+    """Write vocab.json, merges.txt and tokenizer_config.json, as `read_vocabulary` reads them, and
+    tokenizer.json where there was one; `model_max_length` is for settings that have none.
 
-    So does transformers' AutoTokenizer, beside a config.json of model_type "gpt2". Other tokenizer
-    files in the folder are removed: it would prefer them.
+    transformers' AutoTokenizer reads the same, beside a config.json of model_type "gpt2". Other
+    tokenizer files in the folder are removed: it would prefer them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (VOCAB_AND_MERGES, ADDED, "special_tokens_map.json"):
-        (folder / name).unlink(missing_ok=True)
-    spelled = map(_spelling, vocabulary.tokens)
-    vocab = dict(zip(spelled, vocabulary.ids)) | dict(vocabulary.special)
-    by_id = dict(sorted(vocab.items(), key=lambda item: item[1]))
+    stale = [folder / name for name in (VOCAB_AND_MERGES, ADDED, SPECIAL)]
+    stale += [folder / name for name, _ in _read_templates(folder)]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    spelled = [_spelling(token) for token in vocabulary.tokens]
+    merged = dict(zip(spelled, vocabulary.ids))
+    by_id = dict(sorted({**merged, **vocabulary.special}.items(), key=lambda item: item[1]))
+    merges = [[_spelling(part) for part in parts] for parts in vocabulary.merges]
+    settings = _settings_to_write(vocabulary)
+    if model_max_length is not None:
+        settings.setdefault("model_max_length", model_max_length)
     files.write_text(folder / VOCAB, json.dumps(by_id, allow_nan=False))
-    lines = (" ".join(map(_spelling, parts)) + "\n" for parts in vocabulary.merges)
+    lines = (" ".join(pair) + "\n" for pair in merges)
     files.write_text(folder / MERGES, "".join(["#version: 0.2\n", *lines]))
-    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    config = {
+    if vocabulary.frame:
+        model = {**vocabulary.frame["model"], "vocab": by_id, "merges": merges}
+        words = [_described(word, id=word.id) for word in vocabulary.words]
+        whole = {**vocabulary.frame, "added_tokens": words, "model": model}
+        text = json.dumps(whole, ensure_ascii=False, allow_nan=False)
+        files.write_text(folder / VOCAB_AND_MERGES, text)
+    for name, template in vocabulary.templates.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        files.write_text(folder / name, template)
+    files.write_json(folder / CONFIG, settings)
+
+
+def _settings_to_write(vocabulary: Vocabulary) -> dict[str, Any]:
+    words = vocabulary.words or [AddedWord(name, id) for name, id in vocabulary.special.items()]
+    new = {
         "tokenizer_class": "GPT2Tokenizer",
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
         **dict.fromkeys(("bos_token", "eos_token", "unk_token"), vocabulary.eot),
-        "added_tokens_decoder": {
-            str(id): {"content": name, **plain, "special": True}
-            for name, id in vocabulary.special.items()
-        },
     }
-    if model_max_length is not None:
-        config["model_max_length"] = model_max_length
-    files.write_json(folder / CONFIG, config)
+    settings = dict(vocabulary.settings or new)
+    return {**settings, DECODER: {str(word.id): _described(word) for word in words}}
+
+
+def _described(word: AddedWord, **more: int) -> dict[str, Any]:
+    """An added word as JSON has it."""
+    fields = asdict(word)
+    flags = {name: fields[name] for name in (*FLAGS, "special")}
+    return {**more, "content": word.name, **flags}
+
+
+def with_words(vocabulary: Vocabulary, names: Sequence[str]) -> Vocabulary:
+    """The same, and these words, which are tokens in every text.
+
+    Raises InputError for a word that is a token already, or no word.
+    """
+    spelled = [_spelling(token) for token in vocabulary.tokens]
+    vocab = dict(zip(spelled, vocabulary.ids)) | dict(vocabulary.special)
+    found = {word.name: {"id": word.id} for word in vocabulary.words}
+    words = list(vocabulary.words or (AddedWord(n, id) for n, id in vocabulary.special.items()))
+    for name in names:
+        if not name or name in vocab or name in found:
+            raise InputError(f"{name!r:.60} cannot be added: it is a token already, or empty")
+        id = _next_id(vocab, found)
+        found[name] = {"id": id}
+        words.append(AddedWord(name, id, special=False, normalized=True))
+    special = {**vocabulary.special, **{name: found[name]["id"] for name in names}}
+    return replace(vocabulary, special=special, words=words)
 
 
 def merges_of(tokens: Sequence[bytes]) -> list[list[bytes]]:
@@ -196,56 +265,162 @@ def _spelled_tokens(merges: Sequence[Sequence[str]], folder: Path) -> dict[str, 
 def _special_tokens(
     tokens: Mapping[str, bytes],
     vocab: Mapping[str, int],
-    added: Sequence[tuple[str, int]],
+    words: Sequence[AddedWord],
     eot: str,
     folder: Path,
 ) -> dict[str, int]:
     """Name -> id of what no merge makes; InputError unless vocabulary and merges fit together."""
-    named = {**vocab, **dict(added)}
-    special = {name: id for name, id in named.items() if name not in tokens}
+    for word in words:
+        flags = (word.special, *(getattr(word, flag) for flag in FLAGS))
+        if not (isinstance(word.name, str) and all(isinstance(flag, bool) for flag in flags)):
+            raise InputError(
+                f"{folder}: the added token {word.name!r:.60} is no text, or has a flag that is "
+                "neither true nor false"
+            )
+    added = {word.name: word.id for word in words}
+    named = {**vocab, **added}
+    special = {name: id for name, id in named.items() if name not in tokens or name == eot}
     missing = [name for name in tokens if name not in vocab] + [eot] * (eot not in special)
     # A merges.txt that was cut short leaves ordinary words, which would never be used again.
-    unknown = special.keys() - dict(added).keys() - {eot}
-    words = sorted(name for name in unknown if not name.startswith(("<", "[")))
-    if missing or words:
+    unknown = special.keys() - added.keys() - {eot}
+    odd = sorted(name for name in unknown if not name.startswith(("<", "[")))
+    if missing and not odd and {*missing} <= BYTE_OF.keys():
+        raise InputError(
+            f"{folder}: the vocabulary lacks {len(missing):,} of the 256 bytes, such as "
+            f"{missing[0]!r}: texts that have them would be lost; train it with all of them"
+        )
+    if missing or odd:
         raise InputError(
             f"{folder}: the vocabulary lacks {len(missing):,} tokens {missing[:1]} and has "
-            f"{len(words):,} that no merge makes {words[:1]}: do the tokenizer files fit together?"
+            f"{len(odd):,} that no merge makes {odd[:1]}: do the tokenizer files fit together?"
         )
     if not all(type(id) is int and id >= 0 for id in named.values()):
         raise InputError(f"{folder}: the vocabulary has an id that is not 0, 1, 2, ...")
-    if not len({*vocab.items(), *added}) == len(named) == len(set(named.values())):
+    pairs = {*vocab.items(), *((word.name, word.id) for word in words)}
+    if not len(pairs) == len(named) == len(set(named.values())):
         raise InputError(f"{folder}: two tokens have the same id, or one token has two")
     return special
 
 
-def _read_folder(
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """What tokenizer_config.json says, with what special_tokens_map.json says of roles: it goes
+    before, unless the other one has all added words, as transformers writes it since 4.34.
+    """
+    settings = _read_optional(folder / CONFIG)
+    source = folder / CONFIG
+    if DECODER not in settings and (folder / SPECIAL).is_file():
+        settings, source = {**settings, **files.read_json(folder / SPECIAL)}, folder / SPECIAL
+    for role, word in _roles(settings):
+        if not isinstance(_name_of(word), str):
+            raise InputError(f"{source}: {role} is {word!r:.60}, expected the text of a token")
+    return settings
+
+
+def _roles(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(setting, word) for every word that settings name as special: a text, or an object with its
+    flags.
+    """
+    for name, value in settings.items():
+        if name in ROLES and value is not None:
+            yield name, value
+        elif name in LISTED and isinstance(value, dict | list):
+            words = value.values() if isinstance(value, dict) else value
+            yield from ((name, word) for word in words)
+        elif name.endswith("_token") and name not in ROLES and isinstance(_name_of(value), str):
+            yield name, value
+
+
+def _name_of(word: object) -> object:
+    return word.get("content") if isinstance(word, dict) else word
+
+
+def _with_plain_roles(settings: Mapping[str, Any], names: Mapping[str, int]) -> dict[str, Any]:
+    """The settings with roles as texts, and GPT-2's own where it has such a token."""
+    plain = dict(settings)
+    for name, value in settings.items():
+        if name in ROLES or (name.endswith("_token") and isinstance(value, dict)):
+            plain[name] = _name_of(value)
+        elif name in LISTED and isinstance(value, dict):
+            plain[name] = {key: _name_of(word) for key, word in value.items()}
+        elif name in LISTED and isinstance(value, list):
+            plain[name] = [_name_of(word) for word in value]
+    if settings.get("tokenizer_class") in GPT2_CLASSES:
+        plain["tokenizer_class"] = settings.get("tokenizer_class") or "GPT2Tokenizer"
+        for role in ("bos_token", "eos_token", "unk_token"):
+            plain.setdefault(role, END_OF_TEXT if END_OF_TEXT in names else None)
+    return plain
+
+
+def _added_words(
     folder: Path,
-) -> tuple[dict[str, int], list[list[str]], list[tuple[str, int]], str]:
-    """(vocabulary, merges, added tokens, end-of-text) as the files have them, not yet compared."""
-    config = _read_optional(folder / CONFIG)
-    if config.get("add_prefix_space"):
-        raise InputError(f"{folder}: add_prefix_space in tokenizer_config.json is not supported")
-    older = _read_optional(folder / ADDED)
-    added = [{"content": name, "id": id} for name, id in older.items()]
-    decoder = config.get("added_tokens_decoder", {})
-    added += [{**token, "id": int(id)} for id, token in decoder.items()]
+    settings: Mapping[str, Any],
+    vocab: Mapping[str, int],
+    in_frame: Sequence[Mapping[str, Any]],
+) -> list[AddedWord]:
+    """The added words, as transformers collects them from added_tokens.json, tokenizer.json,
+    tokenizer_config.json, and what the settings name as special; the later go before.
+    """
+    decoder, of_gpt2 = settings.get(DECODER), settings.get("tokenizer_class") in GPT2_CLASSES
+    roles: dict[Any, Any] = {_name_of(word): word for _, word in _roles(settings)}
+    lists: list[list[dict[str, Any]]] = [
+        [
+            {"content": name, "id": id, "special": name in roles}
+            for name, id in _read_optional(folder / ADDED).items()
+        ],
+        [dict(word) for word in in_frame if decoder is None or not of_gpt2],
+        [{**word, "id": int(id)} for id, word in (decoder or {}).items()],
+    ]
+    found = {word["content"]: word for words in lists for word in words}
+    if any(word["id"] != found[word["content"]]["id"] for words in lists for word in words):
+        raise InputError(f"{folder}: two tokens have the same id, or one token has two")
+    if of_gpt2 and END_OF_TEXT in vocab:
+        roles.setdefault(END_OF_TEXT, END_OF_TEXT)
+    for name, word in roles.items():
+        flags = word if isinstance(word, dict) else {}
+        id = vocab[name] if name in vocab else _next_id(vocab, found)
+        found.setdefault(name, {**flags, "id": id})["special"] = True
+    return sorted((_word(name, fields) for name, fields in found.items()), key=lambda w: w.id)
+
+
+def _word(name: str, fields: Mapping[str, Any]) -> AddedWord:
+    special = fields.get("special", False)
+    flags = {flag: fields.get(flag, flag == "normalized" and not special) for flag in FLAGS}
+    return AddedWord(name, fields["id"], special, **flags)
+
+
+def _next_id(vocab: Mapping[str, int], found: Mapping[str, Mapping[str, Any]]) -> int:
+    """The id that transformers gives to a word that has none, or the next that is free."""
+    added = [word["id"] for word in found.values()]
+    id, used = max([len(vocab) - 1, *added]) + 1, {*vocab.values(), *added}
+    while id in used:
+        id += 1
+    return id
+
+
+def _end_of_text(folder: Path, settings: Mapping[str, Any], names: Mapping[str, int]) -> str:
+    """The token that the settings call end-of-text, or else <|endoftext|>, or what config.json has
+    as eos_token_id.
+    """
+    if settings.get("eos_token") or END_OF_TEXT in names:
+        return settings.get("eos_token") or END_OF_TEXT
+    id = _read_optional(folder / "config.json").get("eos_token_id")
+    by_id: dict[object, str] = {id: name for name, id in names.items()}
+    return by_id.get(id, END_OF_TEXT)
+
+
+def _read_merged(
+    folder: Path, settings: Mapping[str, Any]
+) -> tuple[dict[str, int], list[list[str]], dict[str, Any]]:
+    """(vocabulary, merges, the rest of tokenizer.json) as the files have them, not yet compared."""
     vocab_path, merges_path = folder / VOCAB, folder / MERGES
-    kind = config.get("tokenizer_class")
-    if kind in GPT2_CLASSES and vocab_path.is_file() and merges_path.is_file():
-        vocab, merges = files.read_json(vocab_path), _read_merges(merges_path)
-    elif (folder / VOCAB_AND_MERGES).is_file():
-        vocab, merges, more = _read_tokenizer_json(folder / VOCAB_AND_MERGES)
-        added += more
-    elif kind not in GPT2_CLASSES:
+    kind = settings.get("tokenizer_class")
+    if (folder / VOCAB_AND_MERGES).is_file():
+        return _read_tokenizer_json(folder / VOCAB_AND_MERGES, of_gpt2=kind in GPT2_CLASSES)
+    if kind not in GPT2_CLASSES:
         raise InputError(f"{folder} has a {kind}, supported is GPT2Tokenizer only")
-    else:
-        raise NotFoundError(f"{folder} has no vocab.json with merges.txt, and no tokenizer.json")
-    if words := [token["content"] for token in added if not token.get("special", True)]:
-        logger.warning("%s: text never encodes to the added tokens %s", folder, shown(words))
-    eot = config.get("eos_token") or END_OF_TEXT
-    eot = eot["content"] if isinstance(eot, dict) else eot
-    return vocab, merges, [(token["content"], token["id"]) for token in added], eot
+    if vocab_path.is_file() and merges_path.is_file():
+        return files.read_json(vocab_path), _read_merges(merges_path), {}
+    raise NotFoundError(f"{folder} has no vocab.json with merges.txt, and no tokenizer.json")
 
 
 def _read_optional(path: Path) -> dict:
@@ -261,17 +436,33 @@ def _read_merges(path: Path) -> list[list[str]]:
     return [line.split(" ") for line in lines if line]
 
 
-def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[list[str]], list[dict]]:
-    """(vocabulary, merges, added tokens) of a tokenizer.json that is byte-level BPE as in GPT-2."""
+def _read_tokenizer_json(
+    path: Path, *, of_gpt2: bool
+) -> tuple[dict[str, int], list[list[str]], dict[str, Any]]:
+    """(vocabulary, merges, the rest) of a tokenizer.json that is byte-level BPE as in GPT-2.
+
+    transformers' own class for GPT-2 takes add_prefix_space from tokenizer_config.json.
+    """
     data = files.read_json(path)
     model, pre = data["model"], data["pre_tokenizer"] or {}
-    pieces = (pre.get("type"), pre.get("add_prefix_space"), pre.get("use_regex", True))
+    pieces = (pre.get("type"), pre.get("use_regex", True))
     changes = [data.get("normalizer"), model.get("dropout")]
     changes += [model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix")]
-    if model.get("type", "BPE") != "BPE" or pieces != ("ByteLevel", False, True) or any(changes):
+    if model.get("type", "BPE") != "BPE" or pieces != ("ByteLevel", True) or any(changes):
         raise InputError(
             f"{path} is {model.get('type')} with {pre.get('type')} pieces, supported is byte-level "
             "BPE with GPT-2's own pieces and no other steps"
         )
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
-    return model["vocab"], merges, data.get("added_tokens") or []
+    rest = {key: value for key, value in model.items() if key not in ("vocab", "merges")}
+    return model["vocab"], merges, {**data, "model": rest}
+
+
+def _read_templates(folder: Path) -> Iterator[tuple[str, str]]:
+    """The chat templates that lie in files of their own, by their paths in the folder."""
+    for path in [folder / CHAT, *sorted((folder / MORE_CHATS).glob("*.jinja"))]:
+        if path.is_file():
+            try:
+                yield path.relative_to(folder).as_posix(), path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as problem:
+                raise InputError(f"{path} is not UTF-8 text ({files.describe(path)})") from problem

@@ -30,6 +30,8 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
 )
 EXTRAS = (*TOKENIZER_FILES, "generation_config.json")
 # all that makes a model, an adapter's files and shards of any name included

@@ -69,6 +69,8 @@ class Facts(JsonObject):
     val_fraction: float | None = None
     document_mask: bool | None = None
     mask_prompt: bool | None = None
+    special_tokens: bool | None = None  # None, not False, where they are text
+    add_tokens: tuple[str, ...] | None = None  # None, not (), where there are none
     lora_rank: int | None = None
     lora_alpha: float | None = None
     seed: int | None = None

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 
+from ..arguments import shown
+from ..corpus.options import unescape
 from ..corpus.prepare import Corpus, prepare
 from ..corpus.sources.find import require_local
 from ..corpus.tokenizing import default_workers
@@ -24,7 +26,7 @@ from ..evaluation.scorer import Scorer
 from ..formats import hugging_face
 from ..formats.peft import is_adapter
 from ..hub.folders import MODEL_FILES, model_folder, revision_of
-from ..lora import add_lora, base_identity, load_adapter, save_adapter
+from ..lora import add_lora, base_identity, load_adapter, save_adapter, train_rows
 from ..model import GPT2, PRESETS, GPT2Config, config_of, skeleton
 from ..runs import kept
 from ..runs.folder import Checkpoint, RunFolder
@@ -40,6 +42,7 @@ from .loop import Job
 from .options import TrainOptions
 from .plan import Plan, make_plan, recipe_for, remarks
 
+BLOCK = 2**20  # tokens that are looked at together
 ENOUGH_TOKENS = 2048  # at once on the CPU: more take memory and gain no speed
 
 
@@ -95,11 +98,12 @@ def specify(options: TrainOptions, run: RunFolder, device: torch.device, world: 
     start = run.newest() if options.resume and run.checkpoints() else None
     origin = Origin(options, start, find_base(options, start, world))
     model, tokenizer = without_weights(origin), tokenizer_of(origin)
-    check_fits(tokenizer, model)
+    train_added(model, options, tokenizer)
+    check_fits(tokenizer, model, training=True)
     facts = chosen_facts(origin, tokenizer)
     if start:
         start.require(facts, but=FROM_TEXT)
-    corpus = read_corpus(options, tokenizer, world)
+    corpus = read_corpus(options, tokenizer, model.config.vocab_size, world)
     if options.training.patience and corpus.val is None:
         names = ("patience", "val_data", "val_fraction")
         raise OptionError("patience needs held-out text: give val_data or val_fraction", *names)
@@ -143,6 +147,7 @@ def assemble(spec: RunSpec) -> Built:
         write_weights=weights_writer(options, model, spec.tokenizer),
         world=world,
         mask_prompt=options.mask_prompt,
+        special_tokens=options.text.special_tokens,
     )
     return Built(job, spec.origin.start, need)
 
@@ -194,6 +199,13 @@ def without_weights(origin: Origin) -> GPT2:
     return model
 
 
+def train_added(model: GPT2, options: TrainOptions, tokenizer: Tokenizer) -> None:
+    """Beside adapters, train the rows of the tokens that the run has added."""
+    if options.lora_rank and options.add_tokens:
+        words = map(unescape, options.add_tokens)
+        train_rows(model, [id for word in words for id in tokenizer.encode(word, special=True)])
+
+
 def checked_skeleton(folder: Path) -> GPT2:
     """The model of a folder without its weights, which are here already and are seen to fit."""
     model, files = skeleton(folder)
@@ -218,6 +230,7 @@ def first_model(origin: Origin, tokenizer: Tokenizer) -> GPT2:
         load_adapter(model, start.path)
     elif options.lora_rank:
         add_lora(model, rank=options.lora_rank, alpha=lora_alpha(options), generator=random)
+        train_added(model, options, tokenizer)
     return model
 
 
@@ -234,7 +247,7 @@ def pretrained(source: str, base: Path, tokenizer: Tokenizer) -> GPT2:
     )
     if beside.identity != tokenizer.identity:
         raise InputError(f"{source} got another tokenizer while the text was read: start again")
-    check_fits(tokenizer, model)
+    check_fits(tokenizer, model, training=True)
     return model
 
 
@@ -264,6 +277,8 @@ def chosen_facts(origin: Origin, tokenizer: Tokenizer) -> Facts:
         val_fraction=0.0 if options.val_data else options.val_fraction,
         document_mask=options.document_mask,
         mask_prompt=options.mask_prompt,
+        special_tokens=options.text.special_tokens or None,
+        add_tokens=options.add_tokens or None,
         lora_rank=options.lora_rank,
         lora_alpha=options.lora_rank and lora_alpha(options),
         seed=options.training.seed,
@@ -284,14 +299,14 @@ def source_name(origin: Origin) -> str:
     return before if same or options.lora_rank else source
 
 
-def read_corpus(options: TrainOptions, tokenizer: Tokenizer, world: World) -> Corpus:
+def read_corpus(options: TrainOptions, tokenizer: Tokenizer, n_rows: int, world: World) -> Corpus:
     """The text as tokens; the first process of each machine makes the files."""
     if world.size > 1 and "-" in (*options.data, *options.val_data):
         raise OptionError(
             "data - with several processes: save the text to a file first", "data", "val_data"
         )
     with world.main_first():
-        return prepare(
+        corpus = prepare(
             options.data,
             tokenizer,
             val_paths=options.val_data,
@@ -299,6 +314,23 @@ def read_corpus(options: TrainOptions, tokenizer: Tokenizer, world: World) -> Co
             text=options.text,
             workers=options.workers or default_workers(),
         )
+    if tokenizer.vocab_size > n_rows:  # it has added words without a row
+        require_rows(corpus, tokenizer, n_rows)
+    return corpus
+
+
+def require_rows(corpus: Corpus, tokenizer: Tokenizer, n_rows: int) -> None:
+    """Raise InputError for a text that has a token for which the model has no row."""
+    for file in filter(None, (corpus.train, corpus.val)):
+        for start in range(0, len(file.tokens), BLOCK):
+            ids = file.block(start, start + BLOCK)
+            if int(ids.max()) >= n_rows:
+                at = int((ids >= n_rows).argmax())
+                (document,) = file.documents_at([start + at])
+                raise InputError(
+                    f"{document.label} has the token {shown(tokenizer.token_text(int(ids[at])))}, "
+                    f"id {ids[at]}, for which the model has no row: it has {n_rows:,}"
+                )
 
 
 def decide(origin: Origin, model: GPT2, corpus: Corpus, precision: Precision, world: World) -> Plan:

@@ -63,6 +63,7 @@ class Job:
     write_weights: Callable[[GPT2, Path], None]  # a model folder, or an adapter
     world: World = ALONE
     mask_prompt: bool = False  # prompts are read, and not learned
+    special_tokens: bool = False  # their names in a text are these tokens
 
 
 def fit(
@@ -328,6 +329,7 @@ def _sample(job: Job, step: int) -> Sample:
             job.model,
             job.tokenizer,
             [prompt],
+            special=job.special_tokens,
             max_new_tokens=min(SAMPLE_TOKENS, max(1, room)),
             sampling=SAMPLE,
             seed=job.plan.seed,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import PurePath
 from typing import Any
 
-from ..arguments import DType, Preset, check_field, check_types, did_you_mean, flag, refuse
+from ..arguments import DType, Preset, check_field, check_types, did_you_mean, flag, refuse, texts
 from ..corpus.options import TextConfig, check_one_source
 from ..errors import InputError, OptionError
 
@@ -115,6 +115,10 @@ class TrainOptions:
     --preset is given."""
     preset: Preset | None = None
     """Start from random weights of this size instead."""
+    add_tokens: tuple[str, ...] = ()
+    """Make each of these texts a token of its own, understood as in --document-separator. Its row
+    begins as the mean of the others and is trained, also with --lora-rank; OUT/base keeps the model
+    as it begins."""
     document_mask: bool = False
     """Let tokens look only at their own document, not at those before it in the window."""
     mask_prompt: bool = False
@@ -173,6 +177,12 @@ class TrainOptions:
         for name in ("lora_alpha", "merge_lora"):
             if getattr(self, name) and not self.lora_rank:
                 raise InputError(f"{flag(name)} is given without --lora-rank: give a rank, say 8")
+        if self.add_tokens and self.preset:
+            raise InputError(
+                "--add-tokens is for a model that has tokens, --preset begins one: choose one"
+            )
+        if "" in self.add_tokens or len({*self.add_tokens}) < len(self.add_tokens):
+            raise InputError("--add-tokens holds an empty text, or one twice: give each once")
         if self.lora_rank and self.preset:
             raise InputError(
                 "--lora-rank adapts a trained model, --preset starts without: choose one"
@@ -226,6 +236,8 @@ def options_from(values: Mapping[str, Any]) -> TrainOptions:
     for name, value in left.items():
         if name in ("data", "val_data"):
             left[name] = paths(name, value)
+        elif name == "add_tokens":
+            left[name] = texts(name, value)
         elif isinstance(value, PurePath):
             left[name] = str(value)
     return TrainOptions(**left, **inner)

@@ -12,6 +12,8 @@ from hf_models import TOLERANCE, copy_of, logit_difference, randomised, referenc
 from minigpt2.formats import tensors as tensor_files
 from minigpt2.tokenizer import Tokenizer
 from scripts import run_alone, run_here
+from tokenizer_folders import END, preferring, small, whole, word, write
+from vocabularies import hf_reads
 
 SMALL = {"n_layer": 2, "n_positions": 16}
 WRITTEN = ["config.json", "generation_config.json", "model.safetensors"]
@@ -315,3 +317,30 @@ def test_values_that_are_not_numbers_read_back_equal_too(convert, source, tmp_pa
     assert convert(stored, tmp_path / "out").code == 0
     same = tensors_of(tmp_path / "out")["wpe.weight"].view(torch.int32)
     assert torch.equal(same, tensors["wpe.weight"].view(torch.int32))
+
+
+def test_in_place_a_conversion_keeps_every_setting_of_the_tokenizer(
+    convert, tmp_path, tmp_path_factory
+):
+    vocab, merges = small(tmp_path_factory)
+    words = {299: word(END), 300: word("<|start|>"), 301: word("paradox", special=False)}
+    preferring([64], 301).save_pretrained(tmp_path)  # no row for the last word
+    write(
+        tmp_path,
+        vocab={**vocab, END: 299},
+        merges=merges,
+        tokenizer=whole(({**vocab, END: 299}, merges), words),
+        added_tokens={"<|start|>": 300, "paradox": 301},
+        special_tokens_map={"bos_token": "<|start|>", "eos_token": END, "pad_token": "<|start|>"},
+        tokenizer_config={"model_max_length": 64, "tokenizer_class": "GPT2Tokenizer"},
+        chat_template="{{ messages }}",
+    )
+    before = hf_reads(tmp_path)
+    for _ in range(2):
+        assert convert(tmp_path, tmp_path, "--force").code == 0
+        after = hf_reads(tmp_path)
+        for name in ("bos_token", "eos_token", "pad_token", "model_max_length", "chat_template"):
+            assert getattr(after, name) == getattr(before, name), name
+        ids = before("a paradox <|start|>hi")["input_ids"]
+        assert after("a paradox <|start|>hi")["input_ids"] == ids
+        assert after.decode(ids, True) == before.decode(ids, True) == "a paradox hi"

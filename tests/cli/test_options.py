@@ -206,17 +206,18 @@ SAMPLE_FLAGS = {
     **dict.fromkeys(["repetition_penalty", "no_repeat_ngram", "stop", "ban"], (NO_TEXT,)),
     **dict.fromkeys(["guess", "draft", "top_logprobs"], (NO_TEXT,)),
     "compile": [NO_TEXT],  # and SITUATION
+    "special_tokens": SITUATION,
 }
 TEXT_FLAGS = {
     **dict.fromkeys(["normalize_unicode", "normalize_newlines", "duplicates"], ALWAYS),
     **dict.fromkeys(["remove_control_characters", "min_characters"], ALWAYS),
-    **dict.fromkeys(["text_field", "document_separator"], SITUATION),
+    **dict.fromkeys(["text_field", "document_separator", "special_tokens"], SITUATION),
 }
 HELD_OUT = [(["--val-data", "y"], "--val-data is what is held out")]
 TRAIN_FLAGS = {
     **TEXT_FLAGS,
     **dict.fromkeys(["data", "val_data", "model", "preset", "mask_prompt", "workers"], ALWAYS),
-    **dict.fromkeys(["out", "resume", "dropout", "dtype", "compile"], ALWAYS),
+    **dict.fromkeys(["out", "resume", "dropout", "dtype", "compile", "add_tokens"], ALWAYS),
     **dict.fromkeys(["activation_checkpointing", "lora_alpha", "merge_lora", "fsdp"], ALWAYS),
     **dict.fromkeys(["tensorboard", "debug", "epochs", "max_steps", "block_size"], ALWAYS),
     **dict.fromkeys(["learning_rate", "weight_decay", "grad_clip", "seed"], ALWAYS),

@@ -27,6 +27,8 @@ from minigpt2.system.processes import World
 from minigpt2.tokenizer import Tokenizer
 from minigpt2.training.options import TrainOptions
 from scripts import ROOT, run_alone, run_here, tiny_folder, words_of
+from tokenizer_folders import preferring, with_words, word
+from vocabularies import hf_reads
 
 TEXT = "".join(f"The {n}th lamp is lit, and the sea says {n * n}.\n" for n in range(60))
 
@@ -709,3 +711,54 @@ def test_interactive_answers_until_the_input_ends(model):
     )
     assert result.code == 0
     assert "The lamp" in result.out and "The sea" in result.out
+
+
+def test_special_tokens_go_through_a_run_and_what_is_sampled_from_it(
+    tmp_path, tmp_path_factory, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    roles = {"bos_token": "<s>", "pad_token": "<pad>", "model_max_length": 64}
+    words = [word("<s>"), word("<user>"), word("lamp", special=False), word("<pad>")]
+    preferring([65], 303).save_pretrained("base")  # no row for the last word
+    with_words(tmp_path / "base", tmp_path_factory, *words, **roles, chat_template="{{ x }}")
+    Path("text.txt").write_text("<user>a lamp<s>" * 60)
+    flags = ["--data", "text.txt", "--model", "base", "--max-steps", 1, "--batch-size", 2]
+    flags += ["--block-size", 8, "--device", "cpu", "--lora-rank", 2, "--merge-lora"]
+    plain = run_here(capsys, "train", *flags, "--out", "plain")
+    said = " ".join(plain.err.split())
+    assert plain.code == 0 and "read as plain text: <s> (60), <user> (60); --special-tok" in said
+    result = run_here(capsys, "train", *flags, "--out", "run", "--special-tokens")
+    assert result.code == 0 and "read as plain text" not in result.err
+    assert json.loads(Path("run/run.json").read_text())["options"]["--special-tokens"] is True
+    for folder in ("run", "run/merged"):
+        tokenizer = hf_reads(Path(folder))
+        for role, value in roles.items():
+            assert getattr(tokenizer, role) == value
+        assert tokenizer.chat_template == "{{ x }}"
+    merged = json.loads(Path("run/merged/config.json").read_text())
+    assert (merged["bos_token_id"], merged["eos_token_id"]) == (300, 299)
+    # sampling follows the run, and says so
+    ask = ["--prompt", "<user>a", "--max-new-tokens", 1, "--device", "cpu"]
+    for folder in ("run", "run/merged"):
+        result = run_here(capsys, "sample", "--model", folder, *ask)
+        assert result.code == 0 and f"{folder} was trained with --special-tokens" in result.err
+        assert "plain text: --special-tokens" not in result.err
+        result = run_here(capsys, "sample", "--model", folder, *ask, "--no-special-tokens")
+        assert "<user> in a text is read as plain text: --special-tokens" in result.err
+    # and a run that goes on reads its text as it did
+    result = run_here(capsys, "train", "--resume", "--out", "run", "--max-steps", 2)
+    assert result.code == 0, result.err
+    for out, flag in (("run", "--no-special-tokens"), ("plain", "--special-tokens")):
+        result = run_here(capsys, "train", "--resume", "--out", out, "--max-steps", 3, flag)
+        assert result.code == 2 and "--special-tokens was" in result.last_line
+    # a word without a row is no trouble until a text has it
+    Path("text.txt").write_text("<pad>a lamp" * 60)
+    result = run_here(capsys, "train", *flags, "--out", "other", "--special-tokens")
+    assert result.code == 2, result.err
+    assert "has the token '<pad>', id 303, for which the model has no row" in result.last_line
+
+
+def test_a_flag_for_special_tokens_that_are_in_no_prompt_is_said(model, capsys):
+    ask = ["--model", model, "--prompt", "a", "--max-new-tokens", 1, "--special-tokens"]
+    result = run_here(capsys, "sample", *ask)
+    assert "--special-tokens changes nothing: no special token is in a prompt" in result.err

@@ -25,6 +25,8 @@ from minigpt2.corpus.survey import (
 )
 from minigpt2.corpus.token_file import DOCUMENT, TokenFile, TokenFileInfo
 from minigpt2.tokenizer import Tokenizer
+from tokenizer_folders import with_words, word
+from vocabularies import change_json
 
 GPT2 = Tokenizer.gpt2()
 
@@ -218,3 +220,40 @@ def test_no_line_is_too_wide_and_few_leaked_words_are_no_warning(tmp_path):
     few = replace(found, leaked_documents=1, leaked_share=0.0004)
     assert "less than 0.1%" in report_text(few)
     assert not [told for told in survey_module._warnings(few) if "by heart from" in told]
+
+
+def test_separators_that_are_read_as_text_are_counted_and_the_flag_is_named(tmp_path):
+    folder = texts(tmp_path / "texts", ["One.<|endoftext|>Two.<|endoftext|>Three. " * 30])
+    found = survey(prepare([folder], GPT2), GPT2)
+    assert found.special_as_text == {"<|endoftext|>": 60} and found.documents == 1
+    shown = " ".join(report_text(found).split())
+    assert "<|endoftext|> stands in the text 60 times and is read as plain text" in shown
+    assert '--document-separator "<|endoftext|>" does so, --special-tokens reads it' in shown
+    separated = TextConfig(document_separator="<|endoftext|>")
+    assert not survey(prepare([folder], GPT2, text=separated), GPT2).special_as_text
+    special = TextConfig(special_tokens=True)
+    found = survey(prepare([folder], GPT2, text=special), GPT2, special_tokens=True)
+    assert not found.special_as_text
+
+
+def test_other_special_tokens_are_named_and_separators_even_where_no_token_is_called_so(
+    tmp_path, tmp_path_factory
+):
+    folder = with_words(
+        tmp_path / "words", tmp_path_factory, word("<u>"), word("no", special=False)
+    )
+    (tmp_path / "words" / "vocab.json").write_text(
+        (tmp_path / "words" / "vocab.json").read_text().replace("<|endoftext|>", "</s>")
+    )
+    path = tmp_path / "words" / "tokenizer_config.json"
+    path.write_text(path.read_text().replace("<|endoftext|>", "</s>"))
+    change_json(path, eos_token="</s>")
+    tokenizer = Tokenizer.from_folder(folder)
+    paths = [texts(tmp_path / "texts", ["a no <u> b <|endoftext|> <u> c"])]
+    found = survey(prepare(paths, tokenizer), tokenizer)
+    shown = " ".join(report_text(found).split())
+    assert "special tokens stand in the text and are read as plain text: <u> (2);" in shown
+    assert "does so note:" in shown.replace(".", "")  # and no flag reads it as a token
+    special = TextConfig(special_tokens=True)
+    found = survey(prepare(paths, tokenizer, text=special), tokenizer, special_tokens=True)
+    assert found.special_as_text == {"<|endoftext|>": 1}

@@ -13,16 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpora import Bytes, Words, gpt2, ids_of, made_in, rows_of, texts, write
 from minigpt2.corpus import tokenizing
+from minigpt2.corpus.options import TextConfig
 from minigpt2.corpus.prepare import prepare
-from minigpt2.corpus.tokenizing import cut_at_words
+from minigpt2.corpus.tokenizing import cut_at_words, last_cut
 from minigpt2.errors import InputError
+from minigpt2.tokenizer import Tokenizer
 from scripts import ROOT
 from text_files import quick
+from tokenizer_folders import with_words, word
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65536, "uint16"), (65537, "uint32")])
@@ -95,6 +98,59 @@ def test_ids_of_the_parts_are_the_ids_of_the_text(text, cuts, size):
     chunks = [text[start:end] for start, end in pairwise(borders)]
     ids = [id for part in cut_at_words(chunks, size) for id in gpt2().encode(part)]
     assert ids == gpt2().encode(text)
+
+
+@pytest.fixture(scope="module")
+def worded(tmp_path_factory):
+    """Tokenizers with added words of every kind: without and with a space in front."""
+    words = [word("<u>"), word("the sea", special=False), word("x", special=False, rstrip=True)]
+    words += [word("y\tz", lstrip=True, single_word=True), word(" \n", special=False)]
+    words[2]["content"] = "<x>"
+    flags = {"add_prefix_space": False}, {"add_prefix_space": True}
+    folders = [tmp_path_factory.mktemp("worded") for _ in flags]
+    return [
+        Tokenizer.from_folder(with_words(folder, tmp_path_factory, *words, **given))
+        for folder, given in zip(folders, flags)
+    ]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from(["the sea", "<x>", "<u>", "y\tz", *" \n\tathe"]), max_size=20),
+    st.integers(1, 9),
+    st.booleans(),
+)
+def test_no_added_word_is_cut(worded, parts, size, special):
+    for tokenizer in worded:
+        text = "".join(parts)
+        pieces = cut_at_words([text[at : at + 2] for at in range(0, len(text), 2)], size,
+                              last=last_cut(tokenizer))  # fmt: skip
+        ids = [id for part in pieces for id in tokenizer.encode(part, special=special)]
+        assert ids == tokenizer.encode(text, special=special)
+        assert ids == tokenizer.encode_array(text, special=special).tolist()
+
+
+def test_special_tokens_are_read_as_tokens_where_that_is_asked_for(worded, tmp_path):
+    tokenizer, _ = worded
+    paths = write(tmp_path, a="the sea<u> <|endoftext|>a <u>", b="b")
+    for special in (False, True):
+        corpus = prepare(
+            paths,
+            tokenizer,
+            val_fraction=0,
+            text=TextConfig(special_tokens=special),
+            cache_dir=tmp_path / "cache",
+        )
+        encoded = [tokenizer.encode(path.read_text(), special=special) for path in paths]
+        assert ids_of(corpus)[0] == [*encoded[0], 299, *encoded[1], 299]
+        assert corpus.special == {"<|endoftext|>": 1, "<u>": 2}
+    assert len(made_in(tmp_path / "cache")) == 2
+
+
+def test_special_tokens_that_are_nowhere_change_nothing_and_that_is_said(tmp_path, caplog):
+    text = TextConfig(special_tokens=True)
+    prepare(write(tmp_path, a="b"), gpt2(300), text=text, cache_dir=tmp_path / "cache")
+    assert "--special-tokens changes nothing: no special token is in the text" in caplog.text
 
 
 def test_cutting_anywhere_would_change_ids():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -23,11 +24,20 @@ from decoded import (
 from minigpt2.decoding.cpu_layout import pack
 from minigpt2.decoding.drafters import ModelDrafter, NGramDrafter
 from minigpt2.decoding.int8 import quantize
-from minigpt2.decoding.text import Completion, check_fits, complete, stream, stream_text
+from minigpt2.decoding.text import (
+    Completion,
+    check_fits,
+    complete,
+    drawable,
+    stream,
+    stream_text,
+)
 from minigpt2.errors import InputError
+from minigpt2.evaluation.score import score
 from minigpt2.generate import generate
 from minigpt2.sampling import SamplingConfig, row_generator
 from minigpt2.tokenizer import Tokenizer
+from tokenizer_folders import END, preferring, small, word, write
 
 
 @pytest.mark.parametrize("was_training", [True, False])
@@ -374,8 +384,15 @@ def test_an_empty_prompt_starts_from_end_of_text():
 def test_a_tokenizer_may_have_fewer_ids_than_the_model_not_more():
     check_fits(BYTES, MODEL)
     check_fits(BYTES, random_model(vocab_size=311))
-    with pytest.raises(InputError, match="the tokenizer has 258 ids, the model 257"):
-        check_fits(Tokenizer.gpt2(258), MODEL)
+    with pytest.raises(InputError, match="the tokenizer has 259 ids, the model 257"):
+        check_fits(Tokenizer.gpt2(259), MODEL)
+
+
+def test_an_end_of_text_without_a_row_can_be_sampled_with_and_not_trained_on(caplog):
+    check_fits(Tokenizer.gpt2(258), MODEL)
+    assert "no text ends with it" in caplog.text
+    with pytest.raises(InputError, match=r"none for end-of-text '<\|endoftext\|>', id 257"):
+        check_fits(Tokenizer.gpt2(258), MODEL, training=True)
 
 
 def test_a_long_prompt_may_be_text():
@@ -508,3 +525,65 @@ def test_texts_that_are_none_are_refused(options, message):
     with pytest.raises(InputError) as caught:
         complete(MODEL, BYTES, **{"prompts": ["x"], "max_new_tokens": 1, **options})
     assert message in str(caught.value)
+
+
+# Ids without a token, and tokens without a row
+
+
+@pytest.fixture(scope="module")
+def holed(tmp_path_factory):
+    """A tokenizer of 306 ids, of which 300 to 303 have no token, and end-of-text is 299."""
+    vocab, merges = small(tmp_path_factory)
+    words = {299: word(END), 304: word("<|user|>"), 305: word("[PAD]")}
+    config = {"added_tokens_decoder": words, "pad_token": "[PAD]"}
+    folder = tmp_path_factory.mktemp("holed")
+    write(folder, vocab={**vocab, END: 299}, merges=merges, tokenizer_config=config)
+    return Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(top_k=3), SamplingConfig()])
+@pytest.mark.parametrize("drafted", [False, True])
+@pytest.mark.parametrize("n_rows", [305, 306, 320])
+def test_ids_without_a_token_or_a_row_are_never_drawn(holed, n_rows, drafted, sampling):
+    likely = [id for id in (300, 310, 303, 302, 304) if id < n_rows]
+    model, n_drawable = preferring(likely, n_rows), min(n_rows, 306)
+    drafter = None
+    if drafted:  # by a model that has other rows
+        ids, other = drawable(holed, model), preferring([301, 5], 311)
+        drafter = ModelDrafter(other, sampling, [row_generator(9, row) for row in (0, 1)], **ids)
+    found = complete(
+        model,
+        holed,
+        ["Hello", "a longer prompt"],
+        max_new_tokens=12,
+        sampling=sampling,
+        drafter=drafter,
+        top_logprobs=n_drawable - 4,
+    )
+    for written in found:
+        seen = {*written.ids, *(top.id for place in written.top_logprobs for top in place)}
+        assert seen == {id for id in range(n_drawable) if not 300 <= id <= 303}
+        assert all(math.isfinite(top.logprob) for top in written.top_logprobs[0])
+    assert sampling != GREEDY or found[0].text == "<|user|>" * 12
+    ids = drawable(holed, model)
+    rows = generate(model, [[5], [6, 7]], max_new_tokens=12, sampling=sampling, **ids)
+    assert not {300, 301, 302, 303} & {id for row in rows for id in row}
+
+
+def test_bans_count_where_the_model_has_fewer_rows_than_there_are_ids(holed):
+    model = preferring([304, 64, 65], 305)
+    (written,) = complete(model, holed, ["x"], max_new_tokens=3, sampling=GREEDY, ban=["user"])
+    assert written.text == "aaa"
+
+
+def test_a_prompt_with_a_token_that_has_no_row_is_refused(holed):
+    model = preferring([64], 305)
+    with pytest.raises(InputError, match="ids from 305 to 305, the model knows 0 to 304"):
+        complete(model, holed, ["[PAD]"], special=True)
+
+
+def test_scores_are_those_of_the_tokens_that_there_are(holed):
+    model = preferring([300, 64], 305)
+    (written,) = complete(model, holed, ["x"], max_new_tokens=2, sampling=GREEDY)
+    found = score(model, holed, "x" + written.text)
+    assert found.nats[1:] == pytest.approx([-value for value in written.logprobs], abs=1e-5)

@@ -73,7 +73,7 @@ def peft_model(hf_model, **values):
     generator = torch.Generator().manual_seed(8)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora" in name:
+            if "lora" in name or "trainable_tokens" in name:
                 parameter.normal_(0, 0.3, generator=generator)
     return model.eval()
 
@@ -127,6 +127,8 @@ ANY_ORDER = AnyOrder()
         {"target_modules": ["transformer.h.1.mlp.c_fc", "attn.c_proj"]},
         {"target_modules": "all-linear"},
         {"init_lora_weights": "gaussian", "lora_alpha": 3.5},
+        {"trainable_token_indices": {"wte": [11, 3]}},
+        {"trainable_token_indices": [7]},
     ],
     ids=str,
 )
@@ -138,7 +140,10 @@ def test_we_compute_with_pefts_adapter_what_peft_computes(folder, tmp_path, capl
     assert "not checked" in caplog.text
     assert distance(logits(ours), logits(theirs)) <= TOLERANCE
     trained = sum(p.numel() for p in ours.parameters() if p.requires_grad)
-    assert trained == sum(p.numel() for name, p in theirs.named_parameters() if "lora" in name)
+    kinds = ("lora", "trainable_tokens")
+    assert trained == sum(
+        p.numel() for name, p in theirs.named_parameters() if any(kind in name for kind in kinds)
+    )
     save_adapter(ours, tmp_path / "b", base_model=str(folder))
     again = GPT2.from_pretrained(folder, dtype=torch.float64)
     load_adapter(again, tmp_path / "b")
@@ -253,7 +258,6 @@ def test_another_base_is_refused_by_identity_and_both_are_named(saved, folder):
         ("layers_to_transform", [1]),
         ("exclude_modules", ["c_attn"]),
         ("layer_replication", [[0, 1]]),
-        ("trainable_token_indices", [3]),
         ("target_parameters", ["wte.weight"]),
         ("something_of_tomorrow", "on"),
         ("target_modules", ".*c_attn"),
@@ -545,3 +549,59 @@ def test_the_base_is_taken_at_the_revision_that_the_file_names(saved, monkeypatc
     for with_weights in (True, False):
         assert base_folder(path, with_weights=with_weights) == folder
     assert asked == [("user/base", "v2", True), ("user/base", "v2", False)]
+
+
+# Token embeddings that are trained beside adapters
+
+
+def test_merging_and_unmerging_give_back_trained_rows_bit_for_bit(folder):
+    model = GPT2.from_pretrained(folder)
+    identity, before = base_identity(model), logits(model)
+    add_lora(model, rank=2, alpha=4)
+    lora.train_rows(model, [5, 9])
+    plain = torch.nn.Embedding(300, 14)
+    assert repr(model.wte) == repr(plain).replace("Embedding", "TrainedRows")
+    assert vars(plain).keys() - {"_parameters"} <= vars(model.wte).keys()  # DDP looks at them
+    assert base_identity(model) == identity and distance(logits(model), before) <= 1e-6
+    with torch.no_grad():
+        model.wte.rows.normal_(0, 0.3)
+    beside = logits(model)
+    assert distance(beside, before) > 1e-2 and base_identity(model) == identity
+    with lora.merged(model):
+        assert type(model.wte) is torch.nn.Embedding
+        assert {name for name, _ in model.named_parameters()} == {
+            name for name, _ in GPT2.from_pretrained(folder).named_parameters()
+        }
+        assert distance(logits(model), beside) <= 1e-6
+    assert torch.equal(logits(model), beside)
+
+
+def test_gradients_reach_the_trained_rows_alone_and_are_those_of_the_whole_embedding(folder):
+    plain, model = (GPT2.from_pretrained(folder, dtype="float64") for _ in range(2))
+    add_lora(model, rank=2, alpha=4)
+    ids = [int(IDX[0, 0]), 9]
+    lora.train_rows(model, ids)
+    for each in (plain, model):
+        each(IDX).logsumexp(-1).sum().backward()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert "wte.rows" in trained and model.wte.frozen.grad is None
+    torch.testing.assert_close(model.wte.rows.grad, plain.wte.weight.grad[ids])
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"lm_head": [1]}, "trainable_token_indices is {'lm_head': .1.}, supported are token ids"),
+        ({"wte": [-1]}, "supported are token ids of wte"),
+        ({"wte": [True]}, "supported are token ids of wte"),
+        ({"wte": [10**6]}, "trainable_token_indices has 1000000, the base has"),
+        ({"wte": [1]}, "trainable_tokens_delta is missing"),
+    ],
+    ids=str,
+)
+def test_token_ids_that_do_not_fit_are_refused(saved, value, message):
+    _, path = saved
+    change_config(path, trainable_token_indices=value)
+    with pytest.raises(InputError, match=message) as caught:
+        GPT2.from_pretrained(path)
+    assert "adapter_config.json" in str(caught.value) and "\n" not in str(caught.value)

@@ -14,6 +14,7 @@ from minigpt2.errors import InputError, NotFoundError
 from minigpt2.formats.vocabulary import gpt2_tokens, has_vocabulary, merges_of
 from minigpt2.system.files import ASSETS
 from minigpt2.tokenizer import Tokenizer
+from tokenizer_folders import END, small, whole, word, write
 from vocabularies import SIZES, change_json, copy, gpt2, hf_encode, hf_reads, quick, sha256, texts
 
 saved, trained = vocabularies.saved, vocabularies.trained
@@ -101,7 +102,8 @@ def test_a_folder_trained_elsewhere_has_its_own_ids_and_end_of_text(trained, tmp
 def test_a_folder_trained_elsewhere_is_saved_with_its_end_of_text(trained, tmp_path):
     Tokenizer.from_folder(trained).save(tmp_path)
     hf = hf_reads(tmp_path)
-    assert (len(hf), hf.bos_token_id, hf.eos_token_id, hf.unk_token_id) == (600, 2, 2, 2)
+    assert (len(hf), hf.bos_token_id, hf.eos_token_id, hf.unk_token_id) == (600, 0, 2, 2)
+    assert hf.pad_token_id == 1
     assert hf.convert_tokens_to_ids(["<s>", "<pad>", "</s>"]) == [0, 1, 2]
     assert Tokenizer.from_folder(tmp_path).identity == Tokenizer.from_folder(trained).identity
 
@@ -137,20 +139,21 @@ def test_tokenizer_json_serves_where_the_two_files_are_missing(trained, tmp_path
     assert Tokenizer.from_folder(tmp_path).identity == Tokenizer.from_folder(trained).identity
 
 
-def test_added_tokens_keep_their_ids_and_text_never_makes_them(saved, tmp_path, caplog):
+def test_added_words_keep_their_ids_and_only_plain_ones_are_found_in_plain_text(saved, tmp_path):
     hf = saved(300)[1].from_pretrained(saved(300)[0])
     hf.add_special_tokens({"pad_token": "<|pad|>"})
     hf.add_tokens(["ok"])
     hf.save_pretrained(tmp_path)
     ours = Tokenizer.from_folder(tmp_path)
-    assert "text never encodes to the added tokens ['ok']" in caplog.text
-    assert (ours.vocab_size, ours.eot) == (302, 299)
+    assert (ours.vocab_size, ours.eot, ours.roles()["pad_token_id"]) == (302, 299, 300)
     assert ours.decode([300, 301]) == "<|pad|>ok"
-    assert ours.encode("<|pad|>ok") == gpt2(300).encode("<|pad|>ok")
+    assert ours.encode("<|pad|>ok") == [*gpt2(300).encode("<|pad|>"), 301]
+    assert ours.encode("<|pad|>ok", special=True) == [300, 301]
     ours.save(tmp_path / "again")
     assert Tokenizer.from_folder(tmp_path / "again").identity == ours.identity
     again = hf_reads(tmp_path / "again")
     assert again.convert_tokens_to_ids(["<|pad|>", "ok", "<|endoftext|>"]) == [300, 301, 299]
+    assert hf_encode(again, "<|pad|>ok") == ours.encode("<|pad|>ok")
 
 
 def test_added_tokens_json_of_older_folders(saved, tmp_path):
@@ -211,9 +214,9 @@ DAMAGE = {
     "one id twice": (lambda f: swap_ids(f / "vocab.json"), "two tokens have the same id"),
     "ids as text": (lambda f: change_json(f / "vocab.json", a="65"), "has an id that is not 0, 1"),
     "negative ids": (lambda f: change_json(f / "vocab.json", a=-1), "has an id that is not 0, 1"),
-    "no such end": (
-        lambda f: change_json(f / "tokenizer_config.json", eos_token="<end>"),
-        r"lacks 1 tokens \['<end>'\]",
+    "no word": (
+        lambda f: change_json(f / "tokenizer_config.json", eos_token=[1]),
+        r"tokenizer_config\.json: eos_token is \[1\], expected the text of a token",
     ),
     "two ids": (
         lambda f: (f / "added_tokens.json").write_text('{"<|endoftext|>": 300}'),
@@ -222,10 +225,6 @@ DAMAGE = {
     "other class": (
         lambda f: change_json(f / "tokenizer_config.json", tokenizer_class="CLIPTokenizer"),
         "has a CLIPTokenizer, supported is GPT2Tokenizer only",
-    ),
-    "prefix space": (
-        lambda f: change_json(f / "tokenizer_config.json", add_prefix_space=True),
-        "add_prefix_space in tokenizer_config.json is not supported",
     ),
     "not a table": (
         lambda f: change_json(f / "tokenizer_config.json", added_tokens_decoder=[1]),
@@ -266,7 +265,6 @@ OTHER_KINDS = {
     "no expression": {
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
     },
-    "space in front": {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
     "normalizer": {"normalizer": {"type": "NFC"}},
     "suffix": {"model": {"vocab": {}, "merges": [], "end_of_word_suffix": "</w>"}},
     "dropout": {"model": {"vocab": {}, "merges": [], "dropout": 0.1}},
@@ -338,3 +336,135 @@ def test_a_folder_has_a_vocabulary_if_it_has_ids_or_merges(tmp_path, name):
     assert not has_vocabulary(tmp_path)
     (tmp_path / name).write_text("")
     assert has_vocabulary(tmp_path)
+
+
+# What others say beside the vocabulary
+
+
+def test_the_end_of_text_of_special_tokens_map_json_goes_before(tmp_path, tmp_path_factory):
+    vocab, merges = small(tmp_path_factory)
+    object_of = {"__type": "AddedToken", **word(END, normalized=True)}
+    config = dict.fromkeys(("bos_token", "eos_token", "unk_token"), object_of)
+    roles = {"bos_token": "<|start|>", "eos_token": "<|end|>", "pad_token": "<|pad|>"}
+    write(
+        tmp_path,
+        vocab={**vocab, END: 299},
+        merges=merges,
+        added_tokens={"<|start|>": 300, "<|end|>": 301, "<|pad|>": 302},
+        special_tokens_map={**roles, "unk_token": END},
+        tokenizer_config={"tokenizer_class": "GPT2Tokenizer", **config},
+    )
+    ours, hf = Tokenizer.from_folder(tmp_path), hf_reads(tmp_path)
+    expected = {"bos_token_id": 300, "eos_token_id": 301, "pad_token_id": 302}
+    assert ours.roles() == expected and ours.eot == hf.eos_token_id == 301
+    ours.save(tmp_path / "again")
+    again = hf_reads(tmp_path / "again")
+    assert {name: getattr(again, name) for name in expected} == expected
+    assert again.unk_token == END
+
+
+def test_a_vocabulary_without_all_bytes_is_refused_with_its_reason(tmp_path, tmp_path_factory):
+    vocab, merges = small(tmp_path_factory)
+    rest = {name: id for name, id in vocab.items() if name not in ("Ā", "ā")}
+    write(tmp_path, vocab={**rest, END: 299}, merges=merges)
+    with pytest.raises(InputError, match="lacks 2 of the 256 bytes, such as 'Ā': texts that have"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_a_map_is_not_asked_where_the_config_has_all_added_words(saved, tmp_path):
+    copy(saved(300)[0], tmp_path)
+    write(tmp_path, special_tokens_map={"eos_token": "<|other|>"})
+    assert Tokenizer.from_folder(tmp_path).eot == hf_reads(tmp_path).eos_token_id == 299
+
+
+def test_all_settings_and_words_are_written_as_they_were_read(tmp_path, tmp_path_factory):
+    vocab, merges = small(tmp_path_factory)
+    words = {299: word(END), 300: word("<|start|>"), 301: word("<|pad|>", lstrip=True)}
+    words |= {302: word("paradox", special=False, single_word=True), 303: word("<|user|>")}
+    config = {
+        "tokenizer_class": "TokenizersBackend",
+        "bos_token": "<|start|>",
+        "eos_token": END,
+        "pad_token": "<|pad|>",
+        "extra_special_tokens": ["<|user|>"],
+        "model_max_length": 64,
+        "padding_side": "left",
+        "own": {"kept": [1, None]},
+    }
+    bos = {"SpecialToken": {"id": "<|start|>", "type_id": 0}}
+    processor = {
+        "type": "TemplateProcessing",
+        "single": [bos, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|start|>": {"id": "<|start|>", "ids": [300], "tokens": ["<|start|>"]}},
+    }
+    write(
+        tmp_path,
+        tokenizer=whole(({**vocab, END: 299}, merges), words, post_processor=processor),
+        tokenizer_config=config,
+        chat_template="{{ messages }}",
+    )
+    write(tmp_path / "additional_chat_templates", tools="{{ tools }}")
+    (tmp_path / "additional_chat_templates" / "config.json").unlink()
+    for folder in (tmp_path / "once", tmp_path / "once"):  # in place, too
+        Tokenizer.from_folder(folder if folder.exists() else tmp_path).save(folder)
+        before, after = hf_reads(tmp_path), hf_reads(folder)
+        text = "a paradox, paradoxes <|user|>hi  <|pad|>"
+        assert after(text)["input_ids"] == before(text)["input_ids"] != before.encode("")
+        for skip in (False, True):
+            ids = before(text)["input_ids"]
+            assert after.decode(ids, skip) == before.decode(ids, skip)
+        for name in ("bos_token", "eos_token", "pad_token", "unk_token", "model_max_length"):
+            assert getattr(after, name) == getattr(before, name), name
+        assert after.chat_template == before.chat_template
+        assert {*after.chat_template} == {"default", "tools"} and after.padding_side == "left"
+        found = json.loads((folder / "tokenizer_config.json").read_text())
+        assert config.items() <= found.items()
+        assert Tokenizer.from_folder(folder).identity == Tokenizer.from_folder(tmp_path).identity
+
+
+def test_templates_of_an_earlier_tokenizer_in_the_folder_go(tmp_path):
+    write(tmp_path, chat_template="old")
+    gpt2(300).save(tmp_path)
+    assert not (tmp_path / "chat_template.jinja").exists()
+
+
+def test_a_role_whose_word_has_no_id_gets_the_next(saved, tmp_path):
+    copy(saved(300)[0], tmp_path)
+    change_json(tmp_path / "tokenizer_config.json", pad_token="[PAD]", eos_token="<end>")
+    ours, hf = Tokenizer.from_folder(tmp_path), hf_reads(tmp_path)
+    assert {ours.roles()["pad_token_id"], ours.eot} == {300, 301}
+    assert {hf.pad_token_id, hf.eos_token_id} == {300, 301}
+
+
+def test_without_a_name_the_end_of_text_is_that_of_config_json(tmp_path, tmp_path_factory):
+    vocab, merges = small(tmp_path_factory)
+    write(tmp_path, vocab={**vocab, "<s>": 299, "</s>": 300}, merges=merges)
+    with pytest.raises(InputError, match=r"lacks 1 tokens \['<\|endoftext\|>'\]"):
+        Tokenizer.from_folder(tmp_path)
+    change_json(tmp_path / "config.json", eos_token_id=300)
+    assert Tokenizer.from_folder(tmp_path).eot == 300
+
+
+@pytest.mark.parametrize("in_json", [False, True])
+def test_a_space_in_front_is_honoured(tmp_path, tmp_path_factory, in_json):
+    vocab, merges = small(tmp_path_factory)
+    merged = {**vocab, END: 299}, merges
+    words = {299: word(END), vocab["x"]: word("x", special=False)}
+    if in_json:
+        pieces = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END}
+        whole_file = whole(merged, words, pre_tokenizer=pieces)
+        write(tmp_path, tokenizer=whole_file, tokenizer_config=config)
+    else:
+        config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}
+        config["added_tokens_decoder"] = words
+        write(tmp_path, vocab=merged[0], merges=merges, tokenizer_config=config)
+    ours, hf = Tokenizer.from_folder(tmp_path), hf_reads(tmp_path)
+    ours.save(tmp_path / "again")
+    again = hf_reads(tmp_path / "again")
+    for text in ("the end", " the", "\nthe", "", f"the{END}the", "the x the", "axa"):
+        ids = ours.encode(text, special=True)
+        assert ids == hf.encode(text) == again.encode(text)
+        assert ours.decode(ids) == hf.decode(ids)
+    assert ours.identity != gpt2(300).identity

@@ -26,11 +26,16 @@ class Bytes:
     eot = 256
     vocab_size = 257
     identity = "bytes"
+    uncut = ()
+    cut_before = " \t\r\n"
 
     def encode(self, text):
         return list(text.encode())
 
-    def encode_array(self, text):
+    def special_in(self, text):
+        return {}
+
+    def encode_array(self, text, *, special=False):
         return np.array(self.encode(text), np.int64)
 
 

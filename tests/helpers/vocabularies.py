@@ -63,7 +63,8 @@ def sha256(path: Path) -> str:
 
 
 def hf_reads(folder: Path):
-    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    if not (folder / "config.json").exists():
+        (folder / "config.json").write_text('{"model_type": "gpt2"}')
     return AutoTokenizer.from_pretrained(folder)
 
 
