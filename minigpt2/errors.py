@@ -5,8 +5,22 @@ with 1.
 """
 
 
+def visible(text: str, keep: str = "") -> str:
+    r"""Text in which what is not seen as it is (control characters, line ends, marks that turn the
+    direction of reading, lone surrogates) is written as Python writes it: \x1b. `keep` stays.
+    """
+    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
+
+
 class InputError(ValueError):
-    """Something the user gave (a flag, a file, a folder, a model name) cannot be used as it is."""
+    """Something the user gave (a flag, a file, a folder, a model name) cannot be used as it is.
+
+    What files, and libraries about them, bring into the text is `visible`: whoever catches it may
+    print it.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(visible(text))
 
 
 class NotFoundError(InputError, FileNotFoundError):

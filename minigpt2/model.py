@@ -28,22 +28,13 @@ from .cache import KVCache, LayerCache
 from .equivalences import FIXED_WAYS, ways_of
 from .errors import InputError, OptionError
 from .formats import hugging_face
+from .formats.activations import ACTIVATIONS
 from .system.precision import as_device, as_dtype, by_name
 
 if TYPE_CHECKING:
     from .formats.hugging_face import ModelFolder, TensorFiles
     from .tokenizer import Tokenizer
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    # GPT-2 was trained with the tanh form; the exact erf form ("gelu") differs by up to 4.7e-4 per
-    # activation
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-    "tanh": torch.tanh,
-}
 # Sizes beyond which a configuration is a mistake, said before anything is built. The deepest
 # transformers that were trained have 1,000 layers (DeepNet, arXiv:2203.00555); 2^40 parameters
 # would take 4 TB in float32, 700 times as much as the largest GPT-2.
@@ -135,7 +126,9 @@ class GPT2Config:
         except OptionError as problem:
             name = problem.names[0]
             complaint = str(problem).removeprefix(name)
-            raise InputError(f"{where}: {hugging_face.hf_name(name)}{complaint}") from problem
+            raise InputError(
+                f"{where}: {hugging_face.name_in(values, name)}{complaint}"
+            ) from problem
 
     def to_hf(self) -> dict:
         """The same configuration under Hugging Face's names."""
@@ -220,13 +213,14 @@ class CausalSelfAttention(nn.Module):
         The (T, S) scores are never held in memory, except on the CPU with dropout.
         """
         # without a mask T = S, or T = 1: PyTorch aligns a causal mask to the upper left corner
+        causal = mask is None and bool(q.shape[2] == k.shape[2])  # of an export they are symbols
         return F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
             dropout_p=self.attn_pdrop if self.training else 0.0,
-            is_causal=mask is None and q.shape[2] > 1,
+            is_causal=causal,
             scale=self.scale,
         )
 
@@ -455,7 +449,7 @@ class GPT2(nn.Module):
             roles = {role: id for role, id in tokenizer.roles().items() if id <= last}
         hugging_face.save(self, {**self.config.to_hf(), **roles}, Path(folder))
         if tokenizer is not None:
-            tokenizer.save(Path(folder))
+            tokenizer.save(Path(folder), model_max_length=self.config.block_size)
 
 
 def config_of(folder: Path) -> GPT2Config:
@@ -482,9 +476,11 @@ def skeleton(
     values, where = hugging_face.read_config(found.path), str(found.path / "config.json")
     sizes = hugging_face.read_config_fields(values, GPT2Config, where)
     files = found.open(dtype)
-    hugging_face.check_sizes(sizes, files, where)
+    hugging_face.check_sizes(sizes, files, where, values)
     config = GPT2Config.from_hf(values, where=where)
-    if own_head:
+    if not config.tie_word_embeddings:
+        hugging_face.check_head(files, where)
+    elif own_head:
         files = files.with_own_head()
     if config.tie_word_embeddings and (own_head or hugging_face.has_own_head(files)):
         config = replace(config, tie_word_embeddings=False)

@@ -31,6 +31,7 @@ from .formats.vocabulary import (
     read_at_one_moment,
     read_vocabulary,
     vocabulary_folder,
+    with_vocabulary,
     with_words,
     write_vocabulary,
 )
@@ -112,8 +113,10 @@ class Tokenizer:
     @classmethod
     def of_model(cls, source: str | Path, folder: Path) -> Tokenizer:
         """The tokenizer of a source whose files were found in this folder (`model_folder`), all
-        of one moment. Raises what `from_folder` raises.
+        of one moment; of adapters without one, that of their base. Raises what `from_folder`
+        raises.
         """
+        source, folder = with_vocabulary(source, folder)
         return cls.gpt2() if is_gpt2s(source) else cls._of(read_at_one_moment(folder))
 
     @classmethod
@@ -277,6 +280,11 @@ class Tokenizer:
         import numpy as np
 
         return np.array(self._vocabulary.ids, np.uint32)
+
+    @property
+    def is_gpt2s(self) -> bool:
+        """Whether what is merged is GPT-2's own, with its ids, whatever words were added."""
+        return self._vocabulary.is_gpt2s
 
     @property
     def identity(self) -> str:

@@ -9,9 +9,12 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minigpt2.corpus import prepare as corpus
 from minigpt2.errors import InputError
@@ -24,10 +27,11 @@ from minigpt2.runs.record import Metrics, ModelInfo, RunInfo, Session, Settings
 from minigpt2.runs.state import Facts, TrainState
 from minigpt2.tokenizer import Tokenizer
 from minigpt2.training.optimizer import make_optimizer, optimizer_tensors
-from scripts import tiny_folder
+from scripts import run_here, tiny_folder
+from vocabularies import quick
 
-VALUES = [None, True, "x", "", -1, 0, 1.5, 10**30, 10**400, [], ["x"], {}, {"x": None}, [[]]]
-MOST_PLACES = 40  # of one file: a vocabulary has hundreds of equal ones
+VALUES = [None, True, "x", "", -1, 0, 1.5, 2**20, 10**30, 10**400, [], ["x"], {}, {"x": None}, [[]]]
+MOST_PLACES = 25  # of one file: a vocabulary has hundreds of equal ones
 
 
 def spoiled(value: object) -> Iterator[object]:
@@ -145,6 +149,7 @@ MODEL_FILES = [
 @pytest.mark.parametrize("name", MODEL_FILES)
 def test_a_spoiled_model_folder_is_refused_or_read(tmp_path, name):
     folder = tiny_folder(tmp_path / "model")
+    (folder / "tokenizer.json").unlink()  # before which the others do not count
     if name == "tokenizer.json":
         transformers = pytest.importorskip("transformers")
         transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "fast")
@@ -167,6 +172,86 @@ def test_a_spoiled_model_folder_is_refused_or_read(tmp_path, name):
     assert accepted > 0
 
 
+# beyond 32 and 64 bits and what floats count exactly, half characters, what a terminal obeys
+EDGES = [-1, 2**31 - 2, 2**31 - 1, 2**32, 2**53 + 1, 2**63, 2**64, 10**30, 1e308, 1e-300, -0.0]
+CHARACTERS = st.sampled_from(
+    ["\ud800", "a\udfffb", "\x1b[2J", "\0", "\n", "\x85", "\u202e", "x" * 999]
+)
+TEXTS = CHARACTERS | st.text(st.characters(exclude_categories=[]), max_size=4)
+HOSTILE = st.recursive(
+    st.sampled_from([None, True, *EDGES]) | TEXTS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXTS, inner, max_size=2),
+    max_leaves=3,
+)
+
+
+@st.composite
+def hostile(draw: st.DrawFn, value: Any) -> str:
+    """A JSON value with a hostile one in a place, a hostile name of a field, or a number that is
+    equal and of another type; as it is written, so that surrogates and NULs are escapes.
+    """
+    places = [place for place in _places(value) if place]
+    # a vocabulary has hundreds of equal ones
+    few = [p for p in places if p[:2] not in (("model", "vocab"), ("model", "merges"))]
+    place = draw(st.sampled_from(few if draw(st.booleans()) and few else places))
+    whole = copy.deepcopy(value)
+    inner = whole
+    for key in place[:-1]:
+        inner = inner[key]
+    how = draw(st.sampled_from(["value", "value", "name", "type"]))
+    if how == "name" and isinstance(inner, dict):
+        inner[draw(TEXTS)] = inner.pop(place[-1])
+    elif how == "type" and isinstance(inner[place[-1]], (int, float)):
+        inner[place[-1]] = draw(st.sampled_from([float, str, bool]))(inner[place[-1]])
+    else:
+        inner[place[-1]] = draw(HOSTILE)
+    return json.dumps(whole)
+
+
+def full_folder(folder: Path, *, fast: bool = False) -> Path:
+    """A model folder with every file that a tokenizer of any age has."""
+    tiny_folder(folder)
+    (folder / "tokenizer.json").unlink()  # before which the others do not count
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    more = {"chat_template": "{{ messages }}", "pad_token": "<x>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, **more}))
+    (folder / "added_tokens.json").write_text(json.dumps({"<x>": 300}))
+    names = {"eos_token": "<|endoftext|>", "pad_token": {"content": "<x>", "lstrip": False}}
+    (folder / "special_tokens_map.json").write_text(json.dumps(names))
+    if fast:
+        transformers = pytest.importorskip("transformers")
+        saved = transformers.AutoTokenizer.from_pretrained(folder)
+        saved.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "vocab.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("name", [*MODEL_FILES, "special_tokens_map.json"])
+def test_a_hostile_value_is_a_line_that_names_the_file_or_reads_back(tmp_path, capsys, name):
+    folder = full_folder(tmp_path / "folder", fast=name == "tokenizer.json")
+    text, dest, again = (folder / name).read_text(), tmp_path / "dest", tmp_path / "again"
+
+    @settings(max_examples=25, deadline=None)  # each is two conversions
+    @given(hostile(json.loads(text)))
+    def law(spelled):
+        (folder / name).write_text(spelled)
+        for made in (dest, again):
+            shutil.rmtree(made, ignore_errors=True)
+        done = run_here(capsys, "convert_weights", folder, dest)
+        assert all(c.isprintable() or c == "\n" for c in done.err)
+        if done.code == 2:
+            assert done.last_line.startswith("error: ") and str(folder) in done.last_line
+            assert not dest.exists()
+            return
+        assert done.code == 0
+        assert run_here(capsys, "convert_weights", dest, again).code == 0
+        assert {p.name: p.read_bytes() for p in dest.iterdir()} == {
+            p.name: p.read_bytes() for p in again.iterdir()
+        }
+
+    law()
+
+
 def test_a_spoiled_adapter_is_refused_or_read(tmp_path):
     base = tiny_folder(tmp_path / "model")
     model = GPT2.from_pretrained(base)
@@ -181,6 +266,61 @@ def test_a_spoiled_adapter_is_refused_or_read(tmp_path):
             pass
         except Exception as problem:
             raise AssertionError(spelled[:300]) from problem
+
+
+def test_hostile_values_of_an_adapter_are_a_line_that_names_the_file(tmp_path):
+    base = tiny_folder(tmp_path / "model")
+    model = GPT2.from_pretrained(base)
+    add_lora(model, rank=3, alpha=6, generator=torch.Generator())
+    save_adapter(model, folder := tmp_path / "adapter", base_model=str(base), identity=None)
+    path = folder / "adapter_config.json"
+
+    @quick
+    @given(hostile(json.loads(path.read_text())))
+    def law(spelled):
+        path.write_text(spelled)
+        try:
+            GPT2.from_pretrained(folder)
+        except InputError as problem:
+            assert str(problem).isprintable() and str(folder) in str(problem)
+
+    law()
+
+
+def test_hostile_values_in_a_header_of_weights_are_a_line_that_names_the_file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, {"a": torch.ones(3), "b": torch.ones(2, 2)}, {"note": "x"})
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+
+    @quick
+    @given(hostile(json.loads(data[8 : 8 + length])))
+    def law(spelled):
+        text = spelled.encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+        try:
+            tensors, _ = read_tensors(path)
+            assert sum(tensor.numel() for tensor in tensors.values()) == 7
+        except InputError as problem:
+            assert str(problem).isprintable() and str(path) in str(problem)
+
+    law()
+
+
+def test_hostile_values_in_a_run_record_are_a_line_or_read(run, capsys):
+    text = run.info_path.read_text()
+
+    @quick
+    @given(hostile(json.loads(text)))
+    def law(spelled):
+        run.info_path.write_text(spelled)
+        info = RunFolder(run.path).read_info()
+        assert info is None or info.to_json() == RunInfo.from_json(info.to_json()).to_json()
+        assert info is None or json.dumps(info.to_json(), ensure_ascii=False).encode()
+        done = run_here(capsys, "train", "--resume", "--out", run.path)
+        assert done.code == 2 and all(c.isprintable() or c == "\n" for c in done.err)
+
+    law()
 
 
 def test_a_spoiled_index_of_shards_is_refused_or_read(tmp_path):

@@ -261,11 +261,17 @@ def test_even_unguarded_the_digest_is_that_of_the_values_that_are_folded(states,
         GPT2.from_pretrained(now)
 
 
+def in_two_files(tokenizer, folder):
+    """Save a tokenizer without the tokenizer.json that has all in one."""
+    tokenizer.save(folder)
+    (folder / "tokenizer.json").unlink()
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_a_tokenizer_is_of_one_state(tmp_path, monkeypatch, way):
     now, other = tmp_path / "now", tmp_path / "other"
-    Tokenizer.gpt2(300).save(now)
-    Tokenizer.gpt2(400).save(other)
+    in_two_files(Tokenizer.gpt2(300), now)
+    in_two_files(Tokenizer.gpt2(400), other)
     read, done = files.read_json, []
 
     def reading(path):
@@ -279,7 +285,7 @@ def test_a_tokenizer_is_of_one_state(tmp_path, monkeypatch, way):
     replace(now, other, way)
     done.clear()
     with pytest.raises(InputError, match="do the tokenizer files fit together"):
-        Tokenizer.gpt2(300).save(now)
+        in_two_files(Tokenizer.gpt2(300), now)
         Tokenizer.from_folder(now)  # which reads once
 
 
@@ -318,7 +324,7 @@ def test_files_that_never_rest_are_one_error_that_says_what_to_do(states, monkey
 
 def test_errors_of_files_that_stay_are_raised_at_once(states, monkeypatch):
     _, _, now = states("whole")
-    (now / "vocab.json").write_text("{")
+    (now / "tokenizer.json").write_text("{")
     (now / "model.safetensors").write_bytes(b"not weights")
     read, asked = hugging_face.read_config, []
     monkeypatch.setattr(hugging_face, "read_config", lambda folder: asked.append(1) or read(folder))

@@ -18,16 +18,20 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ..arguments import shown
 from ..equivalences import swap
 from ..errors import InputError, NotFoundError
 from ..hub.folders import MODEL_FILES, model_folder, shard_names
 from ..system.files import at_one_moment, read_json, write_json
-from .peft import Adapter, WeightsDigest, base_folder, is_adapter
+from .bases import base_folder, is_adapter
+from .llama_cpp import ARCHITECTURES
+from .peft import Adapter, WeightsDigest
 from .tensors import (
     FLOATS,
     PICKLE,
     WEIGHTS,
     StoredTensor,
+    check_range,
     stored_tensors,
     tensor_problems,
     write_tensors,
@@ -51,6 +55,13 @@ SIZE_FROM = {
 }
 # config.json fields that a reader of this file must find there; the others have GPT-2's defaults
 REQUIRED = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+# other names that transformers reads them by
+ALIASES = {
+    "n_positions": "max_position_embeddings",
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+}
 # what a config field of some type may be in Python once JSON is read, and what that is called
 JSON_TYPES: dict[object, tuple[tuple[type, ...], str]] = {
     int: ((int,), "int"),
@@ -216,7 +227,7 @@ class ModelFolder:
         if is_adapter(folder):
             raise InputError(
                 f"{folder} holds adapters and no model: write one with them folded in, by "
-                "GPT2.from_pretrained(folder).save_pretrained(other)"
+                "convert_weights.py"
             )
         return cls(folder)
 
@@ -236,7 +247,7 @@ def read_model(source: str | Path, revision: str | None, read: Callable[[ModelFo
     """What `read` makes of the model of a Hub id or a folder, downloaded if need be, all of one
     moment: where a file of the model or of an adapter on it changes meanwhile, it reads again.
 
-    Inside, nothing may be left to be read later. Raises what `model_folder`, `peft.base_folder`
+    Inside, nothing may be left to be read later. Raises what `model_folder`, `bases.base_folder`
     and `read` raise, and UnsettledError for files that never rest.
     """
     return _read_at_one_moment(model_folder(source, revision), (), read)
@@ -275,19 +286,27 @@ def read_config_fields(values: dict, config_class: type, where: str) -> dict[str
     supported.
     """
     if values.get("model_type", "gpt2") != "gpt2":
-        raise InputError(f"{where}: model_type is {values['model_type']!r}, supported is 'gpt2'")
+        raise InputError(
+            f"{where}: model_type is {shown(values['model_type'])}, supported is 'gpt2'"
+        )
     for unsupported in ("add_cross_attention", "quantization_config"):
         if values.get(unsupported):
             raise InputError(
                 f"{where}: {unsupported} is set, which is not supported; use a plain GPT-2"
             )
     for name in REQUIRED:
-        if name not in values:
+        other = ALIASES.get(name)
+        if name not in values and other not in values:
             raise InputError(f"{where}: {name} is missing; a GPT-2 config.json states its sizes")
+        if name in values and values.get(other, values[name]) != values[name]:
+            raise InputError(
+                f"{where}: {name} is {shown(values[name])} and {other}, which is the same, is "
+                f"{shown(values[other])}: leave out one of them"
+            )
     known: dict[str, Any] = {}
     types = get_type_hints(config_class)
     for field in fields(config_class):
-        name = hf_name(field.name)
+        name = name_in(values, field.name)
         if name in values:
             known[field.name] = _typed(values[name], types[field.name], f"{where}: {name}")
     return known
@@ -298,23 +317,60 @@ def hf_name(field: str) -> str:
     return "n_positions" if field == "block_size" else field
 
 
-def check_sizes(sizes: Mapping[str, Any], files: TensorFiles, where: str) -> None:
+def name_in(values: Mapping[str, Any], field: str) -> str:
+    """What this config.json calls a field of the configuration."""
+    name = hf_name(field)
+    other = ALIASES.get(name, name)
+    return other if other in values and name not in values else name
+
+
+def with_all_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with its sizes under GPT-2's own names, too, and under the n_ctx of older
+    files: llama.cpp's converter reads no others.
+    """
+    sizes = {name: values[name_in(values, name)] for name in REQUIRED}
+    more = {"architectures": ARCHITECTURES, "n_ctx": sizes["n_positions"]}
+    return {**more, **sizes, **values}
+
+
+def check_sizes(
+    sizes: Mapping[str, Any], files: TensorFiles, where: str, values: Mapping[str, Any]
+) -> None:
     """Raise InputError for sizes, by their own names, that are not those of the tensors in the
-    files; what is missing or invalid is for other checks.
+    files; what is missing or invalid is for other checks. `values` is what config.json says.
 
     Compares numbers only, so that a wrong one costs no time and no memory.
     """
     found = {int(match[1]) for name in files.tensors if (match := LAYER.match(name))}
     problems = []
     if found and max(found) + 1 != sizes["n_layer"] > 0:
-        problems.append(f"n_layer is {sizes['n_layer']:,}, there are layers 0 to {max(found):,}")
+        name = name_in(values, "n_layer")
+        problems.append(f"{name} is {sizes['n_layer']:,}, there are layers 0 to {max(found):,}")
     for name, (tensor, axis) in SIZE_FROM.items():
         shape = files.tensors[tensor].shape if tensor in files.tensors else ()
         size = sizes.get(name)
         if size is not None and axis < len(shape) and shape[axis] != size > 0:
-            problems.append(f"{hf_name(name)} is {size:,}, {tensor} is {shape}")
+            problems.append(f"{name_in(values, name)} is {size:,}, {tensor} is {shape}")
     if problems:
         raise InputError(f"{where} does not fit {files.path}: {'; '.join(problems)}")
+
+
+def check_head(files: TensorFiles, where: str) -> None:
+    """Raise InputError if the files lack the output head of an untied model."""
+    if HEAD not in files.tensors and "wte.weight" in files.tensors:
+        raise InputError(
+            f"{where}: tie_word_embeddings is false, but {files.path} holds no {HEAD}: set it to "
+            "true if the head is the token embedding, or add the head"
+        )
+
+
+def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
+    """The dtype of each weight in a model folder, by GPT-2's own names; what is no float, which
+    fits no model, counts as float32.
+    """
+    kinds = {**FLOATS, **{str(kind): kind for kind in FLOATS.values()}}
+    tensors = TensorFiles.open(folder).tensors
+    return {name: kinds.get(stored.dtype, torch.float32) for name, stored in tensors.items()}
 
 
 def has_own_head(files: TensorFiles) -> bool:
@@ -364,7 +420,9 @@ def fill(
         here = value.dtype == dtype and torch.device(device).type == "cpu"
         if not here or not value.is_contiguous():
             # not nn.Module.to_empty: its empty_like of a meta tensor imports 400 modules (0.4 s)
-            value = torch.empty(value.shape, dtype=dtype, device=device).copy_(value)
+            cast = torch.empty(value.shape, dtype=dtype, device=device).copy_(value)
+            check_range(f"{files.path}: {name}", value, cast)
+            value = cast
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
 
@@ -399,7 +457,7 @@ def save(model: nn.Module, config: dict, folder: Path) -> None:
     }
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     described = {
-        "architectures": ["GPT2LMHeadModel"],
+        "architectures": ARCHITECTURES,
         "model_type": "gpt2",
         "dtype": dtype,
         **config,
@@ -416,6 +474,7 @@ def save_tensors(
     generation_config.json holds `generation` if it is given, else what `config` says of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    config = with_all_names(config)
     if generation is None:
         roles = ("bos_token_id", "eos_token_id", "pad_token_id")
         generation = {name: config[name] for name in roles if config.get(name) is not None}
@@ -451,5 +510,5 @@ def _shards(index: Path) -> list[Path]:
 def _typed(value: object, annotation: object, where: str) -> Any:
     allowed, name = JSON_TYPES[annotation]
     if not isinstance(value, allowed) or (isinstance(value, bool) and annotation is not bool):
-        raise InputError(f"{where} is {value!r}, expected {name}")
+        raise InputError(f"{where} is {shown(value)}, expected {name}")
     return value

@@ -13,8 +13,8 @@ class ConvertOptions:
     """Rewrite a GPT-2 checkpoint as a clean Hugging Face folder, and read it back to prove it."""
 
     source: str
-    """A Hub id, a Hugging Face folder (safetensors, sharded or pytorch_model.bin) or a run
-    folder.
+    """A Hub id, a Hugging Face folder (safetensors, sharded or pytorch_model.bin), a run folder, or
+    a LoRA adapter, which is folded into its base.
     """
     dest: str
     """Folder to write."""

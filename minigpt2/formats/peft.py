@@ -14,22 +14,20 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..arguments import check_types, require
+from ..arguments import check_types, require, shown
 from ..errors import InputError, OptionError
-from ..hub.folders import model_folder
 from ..system.files import read_json, write_json
-from .tensors import WEIGHTS as MODEL_WEIGHTS
+from .bases import CONFIG
 from .tensors import read_tensors, tensor_problems, write_tensors
 
 logger = logging.getLogger(__name__)
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")  # c_attn: q, k and v in one
 LINEAR = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)")
 ROOT = "transformer."  # before our names in GPT2LMHeadModel
@@ -37,9 +35,7 @@ PREFIX = f"base_model.model.{ROOT}"  # and in peft's wrapper of it
 DIGEST = "base_sha256"  # beside the tensors, where peft does not look
 ROWS = f"{PREFIX}wte.token_adapter.trainable_tokens_delta"  # the rows themselves, as peft names it
 ROW_IDS = "trainable_token_indices"
-MOST_ADAPTERS = 9  # that may lie on one another
 HASHED = 2**14  # numbers at a time: copies of whole matrices would leave holes in the heap
-ADVICE = "write the Hub id or the full path of its base into base_model_name_or_path"
 
 # adapter_config.json: fields that must have one of these values, the first where they are missing
 ALLOWED = {
@@ -271,48 +267,11 @@ def targeted(config: LoRAConfig, linears: Iterable[str], where: str = "LoRA") ->
         hits = {name for name in linears if f".{ROOT}{name}".endswith(f".{target}")}
         if not hits:
             known = ", ".join(TARGETS)
-            raise InputError(f"{where}: target_modules names {target!r}, supported are {known}")
+            raise InputError(
+                f"{where}: target_modules names {shown(target)}, supported are {known}"
+            )
         found |= hits
     return [name for name in linears if name in found]
-
-
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds adapters and no model."""
-    return (folder / CONFIG).is_file() and not (folder / MODEL_WEIGHTS).exists()
-
-
-def base_folder(folder: Path, *, with_weights: bool = True) -> Path:
-    """The folder of the model that a folder's adapters were trained on, downloaded if need be, with
-    or without its weights. It may hold adapters itself, which lie on another base.
-
-    Raises InputError when the adapter names none, or one that is not there, and for adapters that
-    lie on no model but on each other, or on more than MOST_ADAPTERS.
-    """
-    found = _named_base(folder, with_weights=with_weights)
-    passed, here = [folder], found
-    while is_adapter(here):
-        if len(passed) > MOST_ADAPTERS or any(here.resolve() == f.resolve() for f in passed):
-            lying = ", ".join(f"{a} on {b}" for a, b in pairwise([*passed[-2:], here]))
-            raise InputError(f"these adapters never come to a model: {lying}; {ADVICE}")
-        passed.append(here)
-        here = _named_base(here, with_weights=False)
-    return found
-
-
-def _named_base(folder: Path, *, with_weights: bool) -> Path:
-    """The folder that the adapters in a folder name as their base, whatever it holds."""
-    path = folder / CONFIG
-    values = read_json(path)
-    base, revision = values.get("base_model_name_or_path"), values.get("revision")
-    if not base or not isinstance(base, str) or not isinstance(revision, (str, type(None))):
-        raise InputError(f"{path} names no base model: {ADVICE}")
-    try:
-        found = model_folder(base, revision, with_weights=with_weights)
-    except InputError as problem:
-        raise InputError(f"{path} names the base {base!r}: {problem}; {ADVICE}") from problem
-    if is_adapter(found) and found.resolve() == folder.resolve():
-        raise InputError(f"{path} names its own folder {found} as the base: {ADVICE}")
-    return found
 
 
 def _token_ids(value: object, where: str) -> tuple[int, ...]:
@@ -333,14 +292,16 @@ def _check_fields(values: dict, where: str) -> None:
     for name, allowed in ALLOWED.items():
         if values.get(name, allowed[0]) not in allowed:
             listed = " or ".join(repr(value) for value in allowed)
-            raise InputError(f"{where}: {name} is {values[name]!r}, supported is {listed}")
+            raise InputError(f"{where}: {name} is {shown(values[name])}, supported is {listed}")
     for name, types in TYPES.items():
         value = values.get(name)
         if not isinstance(value, types) or isinstance(value, bool) or value == []:
             expected = {int: "a whole number", list: "a list of names"}.get(types, "a number")
-            raise InputError(f"{where}: {name} is {value!r}, expected {expected}")
+            raise InputError(f"{where}: {name} is {shown(value)}, expected {expected}")
     for name in sorted(values.keys() - {*ALLOWED, *READ, *IDLE}):
         value = values[name]
         # not `value == False`: layers_to_transform may be 0, the first layer
         if not (value is None or value is False or value in ([], {}, "")):
-            raise InputError(f"{where}: {name} is {value!r}, supported are adapters without it")
+            raise InputError(
+                f"{where}: {name} is {shown(value)}, supported are adapters without it"
+            )

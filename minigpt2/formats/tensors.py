@@ -114,6 +114,22 @@ def tensor_problems(
     return "; ".join(filter(None, kinds))
 
 
+def check_range(name: str, value: Tensor, cast: Tensor) -> None:
+    """Raise InputError for a finite number of a tensor that became infinite in another dtype."""
+    kind = cast.dtype
+    if torch.finfo(kind).max >= torch.finfo(value.dtype).max or not value.numel() or cast.is_meta:
+        return
+    if all(torch.isfinite(edge) for edge in torch.aminmax(cast)):  # which takes no memory
+        return
+    lost = cast.isinf().to(value.device) & value.isfinite()
+    if lost.any():
+        text = str(kind).removeprefix("torch.")
+        raise InputError(
+            f"{name} holds {value[lost][0].item():.6g}, which {text} cannot: it ends at "
+            f"{torch.finfo(kind).max:.6g}; take a wider dtype"
+        )
+
+
 def _counted(names: Sequence[str], what: str) -> str:
     if len(names) <= SHOWN:
         return "; ".join(f"{name} is {what}" for name in sorted(names))
@@ -163,8 +179,13 @@ def _header(path: Path) -> tuple[int, dict[str, dict], dict[str, str]]:
     try:
         parts = json.loads(text)
         notes, end = parts.pop("__metadata__", {}), 0
+        if not all(isinstance(note, str) for note in notes.values()):
+            raise ValueError("what stands beside its tensors is no text")
         for part in sorted(parts.values(), key=lambda part: part["data_offsets"]):
             start, stop = part["data_offsets"]
+            # 3.0 and true, which are equal to whole numbers, are none
+            if not all(type(n) is int and 0 <= n < 2**63 for n in (*part["shape"], start, stop)):
+                raise ValueError("its sizes are not 0, 1, 2, ...")
             n_bytes = math.prod(part["shape"]) * SIZES[part["dtype"]]
             if (start, stop) != (end, end + n_bytes):
                 raise ValueError("its tensors do not lie one behind the other")

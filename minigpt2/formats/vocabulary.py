@@ -9,6 +9,7 @@ bytes, merges, ids and settings; nothing is encoded here.
 from __future__ import annotations
 
 import json
+import logging
 from binascii import a2b_base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,13 +18,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..arguments import shown
 from ..errors import InputError, NotFoundError
 from ..hub.folders import MODEL_FILES, model_folder
 from ..hub.pins import public_model
 from ..hub.snapshot import TOKENIZER_FILES
 from ..system import files
+from . import fields
 from .added_words import AddedWord
+from .bases import base_folder, base_name, is_adapter
 
+logger = logging.getLogger(__name__)
 END_OF_TEXT = "<|endoftext|>"
 # all that is fetched from the Hub
 VOCAB, MERGES, VOCAB_AND_MERGES, CONFIG, ADDED, SPECIAL, CHAT = TOKENIZER_FILES
@@ -75,6 +80,11 @@ class Vocabulary:
             return bool(self.settings.get("add_prefix_space"))
         return bool((self.frame.get("pre_tokenizer") or {}).get("add_prefix_space"))
 
+    @property
+    def is_gpt2s(self) -> bool:
+        """Whether what is merged is GPT-2's own, with its ids, whatever words were added."""
+        return tuple(self.tokens) == gpt2_tokens() and [*self.ids] == [*range(len(self.tokens))]
+
     @cached_property
     def merges(self) -> list[list[bytes]]:
         """`merges_of` the tokens."""
@@ -98,6 +108,18 @@ def vocabulary_folder(source: str | Path, revision: str | None = None) -> Path:
     weights.
     """
     return model_folder(source, revision, with_weights=False)
+
+
+def with_vocabulary(source: str | Path, folder: Path) -> tuple[str | Path, Path]:
+    """A source and its folder, or, of adapters without a vocabulary, those of their base, which is
+    said.
+    """
+    found = folder
+    while is_adapter(found) and not has_vocabulary(found):
+        source, found = base_name(found), base_folder(found, with_weights=False)
+    if found != folder:
+        logger.info("%s has no tokenizer: that of its base %s is used", folder, source)
+    return source, found
 
 
 def has_vocabulary(folder: Path) -> bool:
@@ -140,8 +162,8 @@ def read_vocabulary(folder: Path) -> Vocabulary:
 def write_vocabulary(
     folder: Path, vocabulary: Vocabulary, *, model_max_length: int | None = None
 ) -> None:
-    """Write vocab.json, merges.txt and tokenizer_config.json, as `read_vocabulary` reads them, and
-    tokenizer.json where there was one; `model_max_length` is for settings that have none.
+    """Write vocab.json, merges.txt, tokenizer.json, which has both, and tokenizer_config.json, as
+    `read_vocabulary` reads them; `model_max_length` is for settings that have none.
 
     transformers' AutoTokenizer reads the same, beside a config.json of model_type "gpt2". Other
     tokenizer files in the folder are removed: it would prefer them.
@@ -161,20 +183,63 @@ def write_vocabulary(
     files.write_text(folder / VOCAB, json.dumps(by_id, allow_nan=False))
     lines = (" ".join(pair) + "\n" for pair in merges)
     files.write_text(folder / MERGES, "".join(["#version: 0.2\n", *lines]))
-    if vocabulary.frame:
-        model = {**vocabulary.frame["model"], "vocab": by_id, "merges": merges}
-        words = [_described(word, id=word.id) for word in vocabulary.words]
-        whole = {**vocabulary.frame, "added_tokens": words, "model": model}
-        text = json.dumps(whole, ensure_ascii=False, allow_nan=False)
-        files.write_text(folder / VOCAB_AND_MERGES, text)
+    frame = vocabulary.frame or _new_frame(vocabulary)
+    # pairs as texts, which every version of tokenizers reads
+    pairs = [" ".join(pair) for pair in merges]
+    model = {**frame["model"], "vocab": by_id, "merges": pairs}
+    words = [_described(word, id=word.id) for word in _words(vocabulary)]
+    whole = {**frame, "added_tokens": words, "model": model}
+    text = json.dumps(whole, ensure_ascii=False, allow_nan=False)
+    files.write_text(folder / VOCAB_AND_MERGES, text)
     for name, template in vocabulary.templates.items():
         (folder / name).parent.mkdir(exist_ok=True)
         files.write_text(folder / name, template)
     files.write_json(folder / CONFIG, settings)
 
 
+def _words(vocabulary: Vocabulary) -> Sequence[AddedWord]:
+    return vocabulary.words or [AddedWord(name, id) for name, id in vocabulary.special.items()]
+
+
+def _new_frame(vocabulary: Vocabulary) -> dict[str, Any]:
+    """What a tokenizer.json of GPT-2's kind has besides tokens and added words."""
+    bytewise = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
+    bpe = {"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False}
+    bpe |= {"byte_fallback": False, "ignore_merges": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "normalizer": None,
+        "pre_tokenizer": {**bytewise, "add_prefix_space": vocabulary.prefix_space},
+        "post_processor": _beginning(vocabulary)
+        or {**bytewise, "add_prefix_space": True, "trim_offsets": False},
+        "decoder": {**bytewise, "add_prefix_space": True},
+        "model": {**bpe, "continuing_subword_prefix": "", "end_of_word_suffix": ""},
+    }
+
+
+def _beginning(vocabulary: Vocabulary) -> dict[str, Any] | None:
+    """What puts bos before a text, where the settings want it: of a tokenizer.json, transformers
+    looks here for it.
+    """
+    bos = vocabulary.settings.get("bos_token")
+    wanted = vocabulary.settings.get("add_bos_token")
+    if not wanted or not isinstance(bos, str) or bos not in vocabulary.special:
+        return None
+    first = {"SpecialToken": {"id": bos, "type_id": 0}}
+    texts = [{"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B")]
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, texts[0]],
+        "pair": [first, texts[0], first, texts[1]],
+        "special_tokens": {
+            bos: {"id": bos, "ids": [vocabulary.special[bos]], "tokens": [bos]},
+        },
+    }
+
+
 def _settings_to_write(vocabulary: Vocabulary) -> dict[str, Any]:
-    words = vocabulary.words or [AddedWord(name, id) for name, id in vocabulary.special.items()]
     new = {
         "tokenizer_class": "GPT2Tokenizer",
         "add_prefix_space": False,
@@ -182,13 +247,13 @@ def _settings_to_write(vocabulary: Vocabulary) -> dict[str, Any]:
         **dict.fromkeys(("bos_token", "eos_token", "unk_token"), vocabulary.eot),
     }
     settings = dict(vocabulary.settings or new)
-    return {**settings, DECODER: {str(word.id): _described(word) for word in words}}
+    return {**settings, DECODER: {str(word.id): _described(word) for word in _words(vocabulary)}}
 
 
 def _described(word: AddedWord, **more: int) -> dict[str, Any]:
     """An added word as JSON has it."""
-    fields = asdict(word)
-    flags = {name: fields[name] for name in (*FLAGS, "special")}
+    values = asdict(word)
+    flags = {name: values[name] for name in (*FLAGS, "special")}
     return {**more, "content": word.name, **flags}
 
 
@@ -294,8 +359,6 @@ def _special_tokens(
             f"{folder}: the vocabulary lacks {len(missing):,} tokens {missing[:1]} and has "
             f"{len(odd):,} that no merge makes {odd[:1]}: do the tokenizer files fit together?"
         )
-    if not all(type(id) is int and id >= 0 for id in named.values()):
-        raise InputError(f"{folder}: the vocabulary has an id that is not 0, 1, 2, ...")
     pairs = {*vocab.items(), *((word.name, word.id) for word in words)}
     if not len(pairs) == len(named) == len(set(named.values())):
         raise InputError(f"{folder}: two tokens have the same id, or one token has two")
@@ -312,7 +375,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         settings, source = {**settings, **files.read_json(folder / SPECIAL)}, folder / SPECIAL
     for role, word in _roles(settings):
         if not isinstance(_name_of(word), str):
-            raise InputError(f"{source}: {role} is {word!r:.60}, expected the text of a token")
+            raise InputError(f"{source}: {role} is {shown(word)}, expected the text of a token")
     return settings
 
 
@@ -365,10 +428,12 @@ def _added_words(
     lists: list[list[dict[str, Any]]] = [
         [
             {"content": name, "id": id, "special": name in roles}
-            for name, id in _read_optional(folder / ADDED).items()
+            for name, id in fields.token_ids(
+                _read_optional(folder / ADDED), str(folder / ADDED)
+            ).items()
         ],
         [dict(word) for word in in_frame if decoder is None or not of_gpt2],
-        [{**word, "id": int(id)} for id, word in (decoder or {}).items()],
+        _decoded(decoder or {}, f"{folder / CONFIG}: {DECODER}"),
     ]
     found = {word["content"]: word for words in lists for word in words}
     if any(word["id"] != found[word["content"]]["id"] for words in lists for word in words):
@@ -379,13 +444,24 @@ def _added_words(
         flags = word if isinstance(word, dict) else {}
         id = vocab[name] if name in vocab else _next_id(vocab, found)
         found.setdefault(name, {**flags, "id": id})["special"] = True
-    return sorted((_word(name, fields) for name, fields in found.items()), key=lambda w: w.id)
+    return sorted((_word(name, values) for name, values in found.items()), key=lambda w: w.id)
 
 
-def _word(name: str, fields: Mapping[str, Any]) -> AddedWord:
-    special = fields.get("special", False)
-    flags = {flag: fields.get(flag, flag == "normalized" and not special) for flag in FLAGS}
-    return AddedWord(name, fields["id"], special, **flags)
+def _decoded(decoder: object, where: str) -> list[dict[str, Any]]:
+    """The added words that tokenizer_config.json lists by their ids."""
+    words = []
+    for id, word in fields.table(decoder, where).items():
+        at = f"{where}.{id}"
+        if not id.isascii() or not id.isdecimal() or len(id) > len(str(fields.MOST_ROWS)):
+            raise InputError(f"{where} names the id {shown(id)}, allowed are 0, 1, 2, ...")
+        words.append(fields.added_token({**fields.table(word, at), "id": int(id)}, at))
+    return words
+
+
+def _word(name: str, values: Mapping[str, Any]) -> AddedWord:
+    special = values.get("special", False)
+    flags = {flag: values.get(flag, flag == "normalized" and not special) for flag in FLAGS}
+    return AddedWord(name, values["id"], special, **flags)
 
 
 def _next_id(vocab: Mapping[str, int], found: Mapping[str, Mapping[str, Any]]) -> int:
@@ -403,9 +479,10 @@ def _end_of_text(folder: Path, settings: Mapping[str, Any], names: Mapping[str, 
     """
     if settings.get("eos_token") or END_OF_TEXT in names:
         return settings.get("eos_token") or END_OF_TEXT
-    id = _read_optional(folder / "config.json").get("eos_token_id")
-    by_id: dict[object, str] = {id: name for name, id in names.items()}
-    return by_id.get(id, END_OF_TEXT)
+    found = _read_optional(folder / "config.json").get("eos_token_id")
+    by_id = {id: name for name, id in names.items()}
+    ids = [id for id in (found if isinstance(found, list) else [found]) if type(id) is int]
+    return next((by_id[id] for id in ids if id in by_id), END_OF_TEXT)
 
 
 def _read_merged(
@@ -417,9 +494,12 @@ def _read_merged(
     if (folder / VOCAB_AND_MERGES).is_file():
         return _read_tokenizer_json(folder / VOCAB_AND_MERGES, of_gpt2=kind in GPT2_CLASSES)
     if kind not in GPT2_CLASSES:
-        raise InputError(f"{folder} has a {kind}, supported is GPT2Tokenizer only")
+        raise InputError(
+            f"{folder / CONFIG}: tokenizer_class is {shown(kind)}, supported is GPT2Tokenizer only"
+        )
     if vocab_path.is_file() and merges_path.is_file():
-        return files.read_json(vocab_path), _read_merges(merges_path), {}
+        vocab = fields.token_ids(files.read_json(vocab_path), str(vocab_path))
+        return vocab, _read_merges(merges_path), {}
     raise NotFoundError(f"{folder} has no vocab.json with merges.txt, and no tokenizer.json")
 
 
@@ -444,18 +524,32 @@ def _read_tokenizer_json(
     transformers' own class for GPT-2 takes add_prefix_space from tokenizer_config.json.
     """
     data = files.read_json(path)
-    model, pre = data["model"], data["pre_tokenizer"] or {}
+    model = fields.table(data.get("model"), f"{path}: model")
+    pre = fields.table(data.get("pre_tokenizer") or {}, f"{path}: pre_tokenizer")
     pieces = (pre.get("type"), pre.get("use_regex", True))
     changes = [data.get("normalizer"), model.get("dropout")]
     changes += [model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix")]
     if model.get("type", "BPE") != "BPE" or pieces != ("ByteLevel", True) or any(changes):
         raise InputError(
-            f"{path} is {model.get('type')} with {pre.get('type')} pieces, supported is byte-level "
-            "BPE with GPT-2's own pieces and no other steps"
+            f"{path} is {shown(model.get('type'))} with {shown(pre.get('type'))} pieces, supported "
+            "is byte-level BPE with GPT-2's own pieces and no other steps"
         )
-    merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    merges = fields.rows(model.get("merges"), f"{path}: model.merges")
+    pairs = [_pair(pair, f"{path}: model.merges") for pair in merges]
+    for number, word in enumerate(
+        fields.rows(data.get("added_tokens") or [], f"{path}: added_tokens")
+    ):
+        fields.added_token(word, f"{path}: added_tokens[{number}]")
     rest = {key: value for key, value in model.items() if key not in ("vocab", "merges")}
-    return model["vocab"], merges, {**data, "model": rest}
+    vocab = fields.token_ids(model.get("vocab"), f"{path}: model.vocab")
+    return vocab, pairs, {**data, "model": rest}
+
+
+def _pair(value: Any, where: str) -> list[str]:
+    """A merge, which older files write as one text."""
+    if isinstance(value, str):
+        return value.split(" ")
+    return [fields.text(part, where) for part in fields.rows(value, where)]
 
 
 def _read_templates(folder: Path) -> Iterator[tuple[str, str]]:

@@ -26,6 +26,7 @@ ASSETS = Path(__file__).parents[1] / "assets"  # what comes with the package
 
 # the names that replace_file and safetensors' save_file give to what they write
 LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp|\.tmp[A-Za-z0-9]{6}")
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape of JSON; pairs of them are a character
 WAITS = (0, 0.1, 0.3, 1, 2)  # seconds before each try to read files at one moment
 TICK_NS = 20_000_000  # within which two changes of a file may bear the same time
 HASHED_AT_ONCE = 2**22  # bytes
@@ -120,8 +121,8 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """The JSON object in a file; a leading BOM is accepted; NaN, numbers too large for a float and
-    anything but an object are not.
+    """The JSON object in a file; a leading BOM is accepted; NaN, numbers too large for a float,
+    lone surrogates and anything but an object are not.
 
     Raises NotFoundError or InputError, naming the file and what is wrong with it.
     """
@@ -134,6 +135,11 @@ def read_json(path: Path) -> dict:
         raise InputError(f"{path} is not valid JSON ({describe(path)}): {problem}") from problem
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a JSON {type(value).__name__}, expected an object {{...}}")
+    if SURROGATE.search(text) and (place := _half_a_character(value)):
+        raise InputError(
+            f"{path}: {place} has a lone surrogate, half a character, in it: it is not valid "
+            "Unicode, replace or remove it"
+        )
     return value
 
 
@@ -321,6 +327,25 @@ def _stamp(path: Path) -> tuple[int, ...]:
 
 def _write_bytes(path: Path, data: bytes) -> None:
     path.write_bytes(data)
+
+
+def _half_a_character(value: dict) -> str | None:
+    """Where a JSON value has a lone surrogate, which can be written as an escape only."""
+    parts: list[tuple[str, object]] = [("", value)]
+    for place, part in parts:  # which grows
+        if isinstance(part, str) and not _is_unicode(part):
+            return place
+        if isinstance(part, dict):
+            if odd := next((name for name in part if not _is_unicode(name)), None):
+                return f"{place}.{odd}".removeprefix(".")
+            parts += [(f"{place}.{name}".removeprefix("."), inner) for name, inner in part.items()]
+        elif isinstance(part, list):
+            parts += [(f"{place}[{number}]", inner) for number, inner in enumerate(part)]
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _whole(number: str) -> int:

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from urllib.parse import unquote
 
+from ..errors import visible
+
 HIDDEN = "***"
 # user:password@ of an address; greedy, as a password may have a / or @ that it should not have
 _USER = re.compile(r"\b((?:https?|socks\w*|ftp)://)[^\s'\"<>]*@", re.IGNORECASE)
@@ -30,13 +32,6 @@ _ADDRESSES = ("HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 def one_line(text: object) -> str:
     """Text as a message may show it: without secrets, and all of it visible in one line."""
     return visible(" ".join(without_secrets(str(text)).split()))
-
-
-def visible(text: str, keep: str = "") -> str:
-    r"""Text in which what is not seen as it is (control characters, line ends, marks that turn the
-    direction of reading, lone surrogates) is written as Python writes it: \x1b. `keep` stays.
-    """
-    return "".join(c if c.isprintable() or c in keep else repr(c)[1:-1] for c in text)
 
 
 def without_secrets(text: str) -> str:

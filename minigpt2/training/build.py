@@ -24,7 +24,7 @@ from ..decoding.text import check_fits
 from ..errors import InputError, OptionError
 from ..evaluation.scorer import Scorer
 from ..formats import hugging_face
-from ..formats.peft import is_adapter
+from ..formats.bases import is_adapter
 from ..hub.folders import MODEL_FILES, model_folder, revision_of
 from ..lora import add_lora, base_identity, load_adapter, save_adapter, train_rows
 from ..model import GPT2, PRESETS, GPT2Config, config_of, skeleton
@@ -447,6 +447,6 @@ def weights_writer(
 
     def write_adapter(model: GPT2, folder: Path) -> None:
         save_adapter(model, folder, base_model=base, identity=identity)
-        tokenizer.save(folder)
+        tokenizer.save(folder, model_max_length=model.config.block_size)
 
     return write_adapter

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from ..formats.activations import KEPT
 from ..loss import MOST_LOGITS
 from ..model import GPT2Config
 
@@ -139,8 +140,7 @@ class MicroBatch:
         # two layer norms: what they get, its mean and spread, and what the Linear behind gets
         kept = 2 * [self.stream, FLOAT * self.n_tokens, FLOAT * self.n_tokens, narrow]
         kept += [*self._kept_by_attention(narrow), narrow, self.wide]
-        if config.activation_function not in ("relu", "tanh"):  # these keep only what they give
-            kept += [self.wide]
+        kept += KEPT.get(config.activation_function, 1) * [self.wide]
         if config.resid_pdrop:
             kept += 2 * [narrow if self.device.type == "cpu" else n_numbers]
         return kept + self.rounded

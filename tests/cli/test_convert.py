@@ -10,8 +10,10 @@ from safetensors import safe_open
 
 from hf_models import TOLERANCE, copy_of, logit_difference, randomised, reference, tensors_of
 from minigpt2.formats import tensors as tensor_files
+from minigpt2.lora import adapters, add_lora, save_adapter
+from minigpt2.model import GPT2
 from minigpt2.tokenizer import Tokenizer
-from scripts import run_alone, run_here
+from scripts import run_alone, run_here, tiny_folder
 from tokenizer_folders import END, preferring, small, whole, word, write
 from vocabularies import hf_reads
 
@@ -35,7 +37,10 @@ def source(hf_folder):
 
 
 def config_of(folder):
-    return json.loads((folder / "config.json").read_text())
+    """What config.json says, but for the name of n_positions that llama.cpp reads."""
+    values = json.loads((folder / "config.json").read_text())
+    assert values.pop("n_ctx", values["n_positions"]) == values["n_positions"]
+    return values
 
 
 def names_in(folder):
@@ -103,6 +108,21 @@ def test_a_dtype_asked_for_is_written_and_stated(convert, source, tmp_path, name
     assert_same_tensors(tmp_path / "cast", cast)
     assert config_of(tmp_path / "cast") == {**config_of(stored), "dtype": name}
     assert reference(tmp_path / "cast", "auto").dtype == dtype
+
+
+def test_a_number_that_the_dtype_cannot_hold_is_named_and_nothing_is_written(
+    convert, source, tmp_path
+):
+    tensors = tensors_of(source)
+    tensors["ln_f.weight"] = torch.full_like(tensors["ln_f.weight"], 7e4)
+    stored = copy_of(source, tmp_path / "stored", tensors)
+    done = convert(stored, tmp_path / "cast", "--dtype", "float16")
+    assert done.code == 2 and not (tmp_path / "cast").exists()
+    assert (
+        f"{stored}/model.safetensors: ln_f.weight holds 70000, which float16 cannot"
+        in done.last_line
+    )
+    assert convert(stored, tmp_path / "cast", "--dtype", "bfloat16").code == 0
 
 
 def test_a_dtype_is_stated_under_the_name_that_the_config_uses(convert, source, tmp_path):
@@ -344,3 +364,67 @@ def test_in_place_a_conversion_keeps_every_setting_of_the_tokenizer(
         ids = before("a paradox <|start|>hi")["input_ids"]
         assert after("a paradox <|start|>hi")["input_ids"] == ids
         assert after.decode(ids, True) == before.decode(ids, True) == "a paradox hi"
+
+
+def peft_adapter(base, folder):
+    """An adapter that peft wrote, without a tokenizer."""
+    import peft
+
+    torch.manual_seed(1)
+    config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["c_attn"], fan_in_fan_out=True,
+                             init_lora_weights=False, task_type="CAUSAL_LM")  # fmt: skip
+    peft.get_peft_model(reference(base, torch.float32), config).save_pretrained(folder)
+    return folder
+
+
+def our_adapter(base, folder):
+    """An adapter of a run, with a tokenizer of its own."""
+    model = GPT2.from_pretrained(base)
+    add_lora(model, rank=3, alpha=6, generator=torch.Generator().manual_seed(1))
+    for part in adapters(model).values():
+        torch.nn.init.normal_(part.lora_B, std=0.3, generator=torch.Generator().manual_seed(2))
+    save_adapter(model, folder, base_model=str(base))
+    Tokenizer.gpt2(300).save(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft's
+@pytest.mark.parametrize("make", [peft_adapter, our_adapter])
+def test_an_adapter_becomes_the_model_with_it_folded_in(convert, tmp_path, capsys, make):
+    base = tiny_folder(tmp_path / "base")
+    adapter = make(base, tmp_path / "adapter")
+    done = convert(adapter, tmp_path / "whole")
+    assert done.code == 0
+    assert f"{adapter} holds a LoRA adapter, folded into its base {base}" in done.err
+    of_base = f"{adapter} has no tokenizer: that of its base {base} is used"
+    assert (of_base in done.err) == (make is peft_adapter)
+    assert Tokenizer.from_folder(tmp_path / "whole").identity == Tokenizer.gpt2(300).identity
+    expected, found = GPT2.from_pretrained(adapter), GPT2.from_pretrained(tmp_path / "whole")
+    assert found.config == expected.config
+    for name, value in expected.named_parameters():
+        assert torch.equal(found.get_parameter(name), value), name
+    flags = ("--prompt", "the", "--temperature", 0, "--max-new-tokens", 9)
+    texts = [run_here(capsys, "sample", "--model", folder, *flags).out
+             for folder in (adapter, tmp_path / "whole")]  # fmt: skip
+    assert texts[0] == texts[1] and len(texts[0]) > 9
+
+
+def test_an_adapter_on_16_bits_is_rounded_once_and_only_if_not_asked_otherwise(convert, tmp_path):
+    base = tiny_folder(tmp_path / "base")
+    tensors = {name: value.bfloat16() for name, value in tensors_of(base).items()}
+    base = copy_of(base, tmp_path / "rounded", tensors, dtype="bfloat16")
+    adapter = our_adapter(base, tmp_path / "adapter")
+    wide = {name: p.detach() for name, p in GPT2.from_pretrained(adapter).named_parameters()}
+    for flags, dtype in ([], torch.bfloat16), (["--dtype", "float32"], torch.float32):
+        dest = tmp_path / str(dtype)
+        assert convert(adapter, dest, *flags).code == 0
+        found = GPT2.from_pretrained(dest)
+        for name, value in wide.items():
+            assert torch.equal(found.get_parameter(name), value.to(dtype).float()), name
+
+
+def test_a_model_is_not_written_beside_an_adapter_that_would_be_put_on_it(convert, tmp_path):
+    adapter = our_adapter(tiny_folder(tmp_path / "base"), tmp_path / "adapter")
+    before = names_in(adapter)
+    refused(convert(adapter, adapter, "--force"), f"DEST {adapter} holds adapter_config.json")
+    assert names_in(adapter) == before

@@ -236,8 +236,6 @@ def test_a_model_that_cannot_be_built_is_refused_before_it_is(
                 patch.setattr("minigpt2.model.Block.__init__", built)
             result = run_here(capsys, *words)
         assert result.code == 2, result.err
-        if words[0] == "convert_weights" and (path / "adapter_config.json").exists():
-            message = f"{path} holds adapters and no model"
         assert message in result.last_line
         assert "Traceback" not in result.err
 

@@ -206,6 +206,46 @@ def test_all_sizes_that_differ_are_listed(folder, tensors):
         ("n_inner", "10")]  # fmt: skip
 
 
+ALIASES = {"n_positions": "max_position_embeddings", "n_embd": "hidden_size"}
+ALIASES |= {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
+
+
+def test_sizes_may_have_the_names_that_transformers_has_for_them_too(folder, tensors):
+    path = folder(tensors)
+    values = json.loads((path / "config.json").read_text())
+    renamed = {ALIASES.get(name, name): value for name, value in values.items()}
+    (path / "config.json").write_text(json.dumps(renamed))
+    assert logit_difference(path, length=16) <= TOLERANCE
+    for name in ALIASES.values():
+        for value in (0, 7):
+            (path / "config.json").write_text(json.dumps({**renamed, name: value}))
+            assert f"{name} is {value}, " in refusal(path)
+    (path / "config.json").write_text(json.dumps({**values, "hidden_size": 32}))
+    assert "n_embd is 64 and hidden_size, which is the same, is 32" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [("float16", 65520.0), ("float16", -1e5), ("bfloat16", 3.4e38)],
+)
+def test_a_number_that_a_dtype_cannot_hold_is_refused_when_it_is_loaded(
+    folder, tensors, dtype, value
+):
+    name = "h.1.mlp.c_fc.weight"
+    tensors[name] = tensors[name].clone()
+    tensors[name][3, 5] = value
+    path = folder(tensors)
+    with pytest.raises(InputError) as caught:
+        GPT2.from_pretrained(path, dtype=dtype)
+    assert f"{path / 'model.safetensors'}: {name} holds {value:.6g}, which {dtype} cannot" in str(
+        caught.value
+    )
+    tensors[name][3, 5] = 65519.0 if dtype == "float16" else 3e38  # rounds to what there is
+    tensors[name][3, 6] = torch.inf
+    save_file(tensors, path / "model.safetensors")
+    GPT2.from_pretrained(path, dtype=dtype)
+
+
 def test_many_tensors_of_a_kind_become_a_count_with_examples(folder, tensors):
     kept = {name: value for name, value in tensors.items() if name.startswith("w")}
     kept["h.1.ln_1.bias"] = tensors["h.1.ln_1.bias"]
@@ -279,8 +319,10 @@ def test_a_stored_head_that_differs_is_used_whatever_the_config_says(folder, ten
 
 
 def test_an_untied_config_without_a_stored_head_is_refused(folder, tensors):
-    problem = refusal(folder(tensors, tie_word_embeddings=False))
-    assert problem.endswith(": lm_head.weight is missing")
+    path = folder(tensors, tie_word_embeddings=False)
+    for deferred in (False, True):  # the second way would make a head of the embedding
+        with pytest.raises(InputError, match=r"embeddings is false.* no lm_head\.weight"):
+            GPT2.from_pretrained(path, deferred=deferred)
 
 
 def test_an_untied_config_with_equal_matrices_keeps_two_of_them(folder, tensors):

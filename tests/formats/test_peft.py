@@ -12,13 +12,12 @@ from adapted import IDX, SHAPE, assert_same, base, distance, logits, states
 from hf_models import TOLERANCE, next_token_loss, reference
 from minigpt2 import lora
 from minigpt2.errors import InputError, NotFoundError
+from minigpt2.formats.bases import MOST_ADAPTERS, base_folder
 from minigpt2.formats.hugging_face import ModelFolder
 from minigpt2.formats.peft import (
-    MOST_ADAPTERS,
     TARGETS,
     LoRAConfig,
     WeightsDigest,
-    base_folder,
 )
 from minigpt2.formats.tensors import read_tensors, write_tensors
 from minigpt2.lora import (
@@ -544,7 +543,7 @@ def test_the_base_is_taken_at_the_revision_that_the_file_names(saved, monkeypatc
         asked.append((source, revision, with_weights))
         return folder
 
-    monkeypatch.setattr("minigpt2.formats.peft.model_folder", model_folder)
+    monkeypatch.setattr("minigpt2.formats.bases.model_folder", model_folder)
     change_config(path, base_model_name_or_path="user/base", revision="v2")
     for with_weights in (True, False):
         assert base_folder(path, with_weights=with_weights) == folder

@@ -212,8 +212,11 @@ DAMAGE = {
     "unknown part": (lambda f: with_merge(f / "merges.txt", "n</w> o"), "the merge 'n</w> o' does"),
     "a merge twice": (lambda f: with_merge(f / "merges.txt", "h e"), "the merge 'h e' does not"),
     "one id twice": (lambda f: swap_ids(f / "vocab.json"), "two tokens have the same id"),
-    "ids as text": (lambda f: change_json(f / "vocab.json", a="65"), "has an id that is not 0, 1"),
-    "negative ids": (lambda f: change_json(f / "vocab.json", a=-1), "has an id that is not 0, 1"),
+    "ids as text": (
+        lambda f: change_json(f / "vocab.json", a="65"),
+        "the id of 'a' is '65', allow",
+    ),
+    "negative ids": (lambda f: change_json(f / "vocab.json", a=-1), "the id of 'a' is -1, allowed"),
     "no word": (
         lambda f: change_json(f / "tokenizer_config.json", eos_token=[1]),
         r"tokenizer_config\.json: eos_token is \[1\], expected the text of a token",
@@ -224,11 +227,11 @@ DAMAGE = {
     ),
     "other class": (
         lambda f: change_json(f / "tokenizer_config.json", tokenizer_class="CLIPTokenizer"),
-        "has a CLIPTokenizer, supported is GPT2Tokenizer only",
+        "tokenizer_class is 'CLIPTokenizer', supported is GPT2Tokenizer only",
     ),
     "not a table": (
         lambda f: change_json(f / "tokenizer_config.json", added_tokens_decoder=[1]),
-        "the tokenizer files are not as transformers writes them",
+        r"tokenizer_config\.json: added_tokens_decoder is \[1\], allowed is an object",
     ),
 }
 
@@ -278,7 +281,7 @@ OTHER_KINDS = {
 def test_a_tokenizer_json_of_another_kind_is_refused_in_one_line(trained, tmp_path, kind):
     GPT2Tokenizer.from_pretrained(trained).save_pretrained(tmp_path)
     change_json(tmp_path / "tokenizer.json", **OTHER_KINDS[kind])
-    with pytest.raises(InputError, match=r"supported is byte-level|not as transformers") as caught:
+    with pytest.raises(InputError, match=r"supported is byte-level|allowed is a") as caught:
         Tokenizer.from_folder(tmp_path)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 

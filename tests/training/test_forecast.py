@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt2.evaluation.scorer import Scorer
+from minigpt2.formats.activations import ACTIVATIONS
 from minigpt2.lora import add_lora
 from minigpt2.model import GPT2, PRESETS, Block, GPT2Config
 from minigpt2.system.precision import Precision
@@ -67,10 +68,7 @@ def kept_by_autograd(config, n_rows, dtype, masked):
         NO_DROPOUT | {"attn_pdrop": 0.1},
         NO_DROPOUT | {"resid_pdrop": 0.1},
         NO_DROPOUT | {"n_inner": 97},
-        NO_DROPOUT | {"activation_function": "relu"},
-        NO_DROPOUT | {"activation_function": "gelu"},
-        NO_DROPOUT | {"activation_function": "tanh"},
-        NO_DROPOUT | {"activation_function": "silu"},
+        *(NO_DROPOUT | {"activation_function": name} for name in ACTIVATIONS),
         NO_DROPOUT | {"reorder_and_upcast_attn": True},
         {"reorder_and_upcast_attn": True},
     ],

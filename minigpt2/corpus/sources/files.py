@@ -137,7 +137,8 @@ def read_errors_named(label: str, packing: str) -> Iterator[None]:
             "or rename it if it is not compressed"
         ) from problem
     except OSError as problem:
-        raise InputError(f"{label} cannot be read: {problem.strerror or problem}") from problem
+        reason = problem.strerror or str(problem).partition("\n")[0]  # pyarrow's have no number
+        raise InputError(f"{label} cannot be read: {reason}") from problem
 
 
 class _Damaged(Exception):

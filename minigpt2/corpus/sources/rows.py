@@ -10,7 +10,7 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple
@@ -261,7 +261,7 @@ def _parquet_rows(file: UnpackedFile, text: TextConfig) -> Iterator[Row]:
             )
             columns = _text_columns(file, table.schema_arrow, text.text_field)
             done, total, file.position = 0, table.metadata.num_rows, 0
-            n_rows = _rows_at_once(table.metadata, columns, file.chunk_bytes)
+            n_rows = _rows_at_once(table.metadata, file.chunk_bytes)
             for batch in table.iter_batches(n_rows, columns=columns):
                 rows = batch.to_pylist()
                 yield from enumerate(rows, done + 1)
@@ -305,11 +305,11 @@ def _text_columns(file: UnpackedFile, schema: Any, field: str) -> list[str]:
     return columns
 
 
-def _rows_at_once(metadata: Any, columns: Sequence[str], n_bytes: int) -> int:
-    """How many rows have about this many bytes in the columns that are read."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    parts = [group.column(number) for group in groups for number in range(group.num_columns)]
-    size = sum(part.total_uncompressed_size for part in parts if part.path_in_schema in columns)
+def _rows_at_once(metadata: Any, n_bytes: int) -> int:
+    """How many rows have about this many bytes in all columns. What the file says of each column is
+    not asked for: pyarrow ends the process where that is damaged.
+    """
+    size = sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
     return min(2**14, max(1, metadata.num_rows * n_bytes // max(1, size)))
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from random import Random
 
 import pyarrow
 import pytest
@@ -202,7 +203,7 @@ BAD_ROWS = [
     ("csv", "id,text\n1,x,y\n", r"a\.csv:row 1 has 3 fields, its header has 2: put .* quotes"),
     ("csv", "id,text\n1,x\n\n2\n", r"a\.csv:row 2 has 1 fields, its header has 2"),
     ("csv", 'text\nx\n"y\nz\n', r"a\.csv:row 2 cannot be read, near line 4: unexpected end"),
-    ("tsv", 'text\tid\n"x," he said\t1\n', r"a\.tsv:row 1 cannot be read, near line 2: '\t' exp"),
+    ("tsv", 'text\tid\n"x," he said\t1\n', r"a\.tsv:row 1 cannot be read, near line 2: '\\t' exp"),
 ]
 
 
@@ -257,6 +258,21 @@ def test_parquet_files_that_are_damaged_or_none_are_named(tmp_path):
     pointer = write(tmp_path, "a.parquet", b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(InputError, match=r"a\.parquet is a Git LFS pointer.*git lfs pull"):
         documents_of(pointer)
+
+
+def test_a_damaged_parquet_file_is_a_line_of_visible_characters_and_ends_nothing(tmp_path):
+    whole = parquet({"text": ["The lamp is lit."] * 99, "n": list(range(99))})
+    random, messages = Random(2), []
+    for _ in range(200):
+        damaged = bytearray(whole)
+        damaged[-1 - random.randrange(600)] = random.choice([0, 10, 27, random.randrange(256)])
+        try:
+            documents_of(write(tmp_path, "a.parquet", bytes(damaged)))
+        except InputError as problem:
+            messages.append(str(problem))
+    assert len(messages) > 100
+    assert all(m.isprintable() and "a.parquet" in m for m in messages)
+    assert any(r"what type: \x" in message for message in messages)  # a character of the file's
 
 
 def test_text_in_parquet_that_is_not_utf8_is_named(tmp_path):
