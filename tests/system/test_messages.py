@@ -196,8 +196,8 @@ def shard_name(folder, text):
 
 def word(folder, text):
     path = folder / "model" / "vocab.json"
-    words = list(json.loads(path.read_text()))
-    path.write_text(json.dumps({w: n for n, w in enumerate([*words[:-1], text])}))
+    *words, _, eot = json.loads(path.read_text())
+    path.write_text(json.dumps({w: n for n, w in enumerate([*words, text, eot])}))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / "model" / name).unlink(missing_ok=True)
     return _sampled(folder)
