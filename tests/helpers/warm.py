@@ -4,6 +4,7 @@ process of its own then waits for the program, not for a second and more of impo
 `python()` begins a command as `sys.executable` does. What it starts has the environment, folder,
 streams, ignored signals and exit code of a Python that was started anew, ends with it and gets its
 signals; a command that cannot be had so (other environment variables, no script) is started anew.
+What it lacks is the end of Python's modules, 0.2 s with torch: it leaves before.
 """
 
 import atexit
@@ -18,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -159,5 +161,41 @@ def run(task: dict) -> None:
         runpy.run_path(script, run_name="__main__")
 
 
+def ended(task: dict) -> int:
+    """Be the program, and end as Python does; the exit code."""
+    code = 0
+    try:
+        run(task)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if not isinstance(stop.code, int | None):
+            print(stop.code, file=sys.stderr)
+    except BaseException as problem:
+        code = -signal.SIGINT if isinstance(problem, KeyboardInterrupt) else 1
+        sys.excepthook(*sys.exc_info())
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    return code if flushed() else 120
+
+
+def flushed() -> bool:
+    """Whether what is left of stdout and stderr could be written."""
+    well = True
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except Exception as problem:
+            well = False
+            if stream is sys.stdout:
+                what = f"{type(problem).__name__}: {problem}"
+                print(f"Exception ignored in: {stream!r}\n{what}", file=sys.stderr)
+    return well
+
+
 if __name__ == "__main__":
-    run(serve(sys.argv[1]))
+    code = ended(serve(sys.argv[1]))
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code & 0xFF)  # without taking the modules down, 0.2 s with torch
