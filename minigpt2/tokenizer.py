@@ -250,6 +250,8 @@ class Tokenizer:
 
     def ids_without_token(self, n_ids: int) -> list[int]:
         """Those of the first n_ids ids, or of the first vocab_size, that no token has."""
+        if len(self._bytes) == self.vocab_size:
+            return []
         return [id for id in range(min(n_ids, self.vocab_size)) if id not in self._bytes]
 
     def ids_below(self, n_rows: int) -> list[int]:

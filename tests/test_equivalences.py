@@ -41,6 +41,7 @@ from minigpt2.runs.folder import RunFolder
 from minigpt2.sampling import SamplingConfig, row_generator
 from minigpt2.tokenizer import Tokenizer
 from scripts import ROOT, exit_code, later_wins, run_here, tiny_folder
+from text_files import lamp_lines
 
 GREEDY = SamplingConfig(temperature=0)
 needs_a_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
@@ -276,8 +277,7 @@ class Runs:
     def __init__(self, place):
         self.place = place
         tiny_folder(place / "model")
-        lamps = (f"The {n}th lamp is lit, and the sea says {n * n}.\n" for n in range(120))
-        (place / "text.txt").write_text("".join(lamps))
+        (place / "text.txt").write_text("".join(lamp_lines(120)))
         self.done = {}
 
     def of(self, flags, processes=1):

@@ -1,6 +1,5 @@
 """The benchmark of data preparation: no rate for other tokens than tiktoken's."""
 
-import importlib.util
 import random
 import subprocess
 import sys
@@ -9,20 +8,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from benches import loaded
 from minigpt2.tokenizer import Tokenizer
 from scripts import ROOT
 
-PATH = ROOT / "benchmarks" / "corpus.py"
 SIZES = ["--megabytes", "1", "--rounds", "2", "--workers", "1"]
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("corpus_benchmark", PATH)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with loaded("corpus") as module:
+        yield module
 
 
 def test_tokens_that_are_tiktokens_have_a_rate(bench, capsys):

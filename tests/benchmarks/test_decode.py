@@ -2,7 +2,6 @@
 that the whole runs.
 """
 
-import importlib.util
 import json
 import os
 import re
@@ -11,6 +10,7 @@ import sys
 
 import pytest
 
+from benches import loaded
 from scripts import ROOT, tiny_folder
 
 PATH = ROOT / "benchmarks" / "decode.py"
@@ -19,13 +19,8 @@ PROMPT, NEW = 7, 150
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("decode", PATH)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["decode"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["decode"]
+    with loaded("decode") as module:
+        yield module
 
 
 def rows_of(table):

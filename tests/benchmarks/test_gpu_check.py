@@ -2,7 +2,6 @@
 runs on a CPU.
 """
 
-import importlib.util
 import logging
 import os
 import shutil
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from benches import loaded
 from minigpt2.model import GPT2, GPT2Config
 from scripts import ROOT
 
@@ -24,13 +24,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def gpu_check():
-    spec = importlib.util.spec_from_file_location("gpu_check", PATH)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_check"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["gpu_check"]
+    with loaded("gpu_check") as module:
+        yield module
 
 
 @pytest.fixture

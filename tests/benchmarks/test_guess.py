@@ -1,29 +1,23 @@
 """The benchmark of guessing ahead: it measures texts that are the plain model's, and no others."""
 
-import importlib.util
 import re
 import sys
 
 import pytest
 
+from benches import loaded
 from minigpt2.generate import decode
 from minigpt2.sampling import Guess
-from scripts import ROOT, tiny_folder
+from scripts import tiny_folder
 
-PATH = ROOT / "benchmarks" / "guess.py"
 LOOP = sys.modules[decode.__module__]  # minigpt2.generate is the function
 SIZES = ["--prompt", 11, "--new", 40, "--guesses", 3, "--rounds", 2, "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("guess", PATH)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["guess"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["guess"]
+    with loaded("guess") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,18 @@
 """The benchmark of the loss: no time for what is another loss, or has other gradients."""
 
-import importlib.util
 import re
 
 import pytest
 
-from scripts import ROOT
+from benches import loaded
 
-PATH = ROOT / "benchmarks" / "loss.py"
 SIZES = ["--tokens", "31", "--vocabulary", "293", "--width", "17", "--rounds", "2"]
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("loss_benchmark", PATH)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with loaded("loss") as module:
+        yield module
 
 
 def run(bench, capsys):

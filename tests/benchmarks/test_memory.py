@@ -1,26 +1,16 @@
 """The benchmark of the memory forecast: a case that was not run as it says is not measured."""
 
-import importlib.util
-import sys
-
 import pytest
 import torch
 
+from benches import loaded
 from minigpt2.system.precision import ran_out_of_memory
-from scripts import ROOT
-
-PATH = ROOT / "benchmarks" / "memory.py"
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("memory_benchmark", PATH)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["memory_benchmark"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["memory_benchmark"]
+    with loaded("memory") as module:
+        yield module
 
 
 class ShortOfMemory(torch.nn.Module):

@@ -22,11 +22,12 @@ from minigpt2.tokenizer import Tokenizer
 from minigpt2.training import build
 from minigpt2.training.options import TrainOptions
 from scripts import Result, run_here, tiny_folder
+from text_files import lamp_lines
 
 cache, serve = hub_fixtures.cache, hub_fixtures.serve
 REPO, OTHER = "ada/tiny", "ada/other"
 WEIGHTS = "model.safetensors"
-TEXT = "".join(f"The {n}th lamp is lit, and the sea says {n * n}.\n" for n in range(60))
+TEXT = "".join(lamp_lines(60))
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ import pytest
 from minigpt2.errors import NotFoundError
 from minigpt2.runs.folder import RunFolder
 from scripts import ROOT, later_wins, run_alone, tiny_folder
+from text_files import lamp_lines
 
 pytestmark = [
     pytest.mark.slow,
@@ -64,8 +65,7 @@ class Driver:
 def driver(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kill")
     tiny_folder(folder / "model")
-    lamps = (f"The {n}th lamp is lit, and the sea says {n * n}.\n" for n in range(120))
-    (folder / "text.txt").write_text("".join(lamps))
+    (folder / "text.txt").write_text("".join(lamp_lines(120)))
     driver = Driver(folder)
     with driver.process:
         yield driver

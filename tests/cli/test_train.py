@@ -27,10 +27,11 @@ from minigpt2.system.processes import World
 from minigpt2.tokenizer import Tokenizer
 from minigpt2.training.options import TrainOptions
 from scripts import ROOT, run_alone, run_here, tiny_folder, words_of
+from text_files import lamp_lines
 from tokenizer_folders import preferring, with_words, word
 from vocabularies import hf_reads
 
-TEXT = "".join(f"The {n}th lamp is lit, and the sea says {n * n}.\n" for n in range(60))
+TEXT = "".join(lamp_lines(60))
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,9 @@ from minigpt2.runs.kept import BASE, TEXTS
 from minigpt2.system.signals import MOMENT
 from minigpt2.training import loop
 from scripts import run_alone, run_here, tiny_folder
+from text_files import lamp_lines
 
-LAMPS = [f"The {n}th lamp is lit, and the sea says {n * n}.\n" for n in range(60)]
+LAMPS = lamp_lines(60)
 SHORT = {"max_steps": 6, "batch_size": 3, "micro_batch_size": 2, "learning_rate": 0.01}
 SHORT |= {"eval_every": 3, "save_every": 2, "dropout": 0.1, "device": "cpu", "workers": 1}
 LORA = {"lora_rank": 3, "lora_alpha": 5.0, "merge_lora": True}

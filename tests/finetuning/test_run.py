@@ -12,8 +12,9 @@ from minigpt2 import GPT2, InputError, Run, Tokenizer, finetune
 from minigpt2.formats.tensors import read_tensors
 from minigpt2.runs.folder import RunFolder
 from scripts import run_here, tiny_folder
+from text_files import lamp_lines
 
-TEXTS = [f"The {n}th lamp is lit, and the sea says {n * n}.\n" for n in range(40)]
+TEXTS = lamp_lines(40)
 SHORT = {"max_steps": 4, "batch_size": 2, "learning_rate": 0.01, "eval_every": 2, "device": "cpu"}
 SHORT |= {"workers": 1, "progress": False}
 

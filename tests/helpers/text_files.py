@@ -130,3 +130,8 @@ def content_of(name, content, text=PLAIN, **options):
 def give_stdin(monkeypatch, data):
     stdin = SimpleNamespace(buffer=io.BytesIO(data), isatty=lambda: False)
     monkeypatch.setattr(sys, "stdin", stdin)
+
+
+def lamp_lines(n_lines):
+    """Lines that all differ, and of which a tiny model learns something in a few steps."""
+    return [f"The {n}th lamp is lit, and the sea says {n * n}.\n" for n in range(n_lines)]

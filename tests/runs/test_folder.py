@@ -751,6 +751,8 @@ def test_a_full_disk_is_met_with_one_warning_until_it_takes_lines_again(
         "checkpoints",
         "tensorboard",
         "merged",
+        "base",
+        "texts.jsonl",
         "checkpoints/step-000009",
         "checkpoints/step-000009.tmp",
     ],

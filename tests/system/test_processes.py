@@ -20,6 +20,7 @@ from minigpt2.model import GPT2
 from minigpt2.runs.folder import RunFolder
 from minigpt2.system.processes import ALONE, World, part_like, whole, world_from
 from scripts import ROOT, later_wins, run_alone, tiny_folder
+from text_files import lamp_lines
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "1"}
 ADDRESS = {"MASTER_ADDR": "localhost", "MASTER_PORT": "1234"}
@@ -140,8 +141,7 @@ def base(tmp_path_factory):
     """A folder with a tiny model, a text, and `whole`: the run of one process."""
     folder = tmp_path_factory.mktemp("base")
     tiny_folder(folder / "model")
-    lamps = (f"The {n}th lamp is lit, and the sea says {n * n}.\n" for n in range(120))
-    (folder / "text.txt").write_text("".join(lamps))
+    (folder / "text.txt").write_text("".join(lamp_lines(120)))
     done = run_alone("train", *flags_of(folder, folder / "whole"), **environment(folder))
     assert done.code == 0, done.err
     return folder

@@ -16,6 +16,7 @@ from minigpt2.training.build import build, specify
 from minigpt2.training.loop import fit
 from minigpt2.training.options import TrainConfig, TrainOptions
 from scripts import tiny_folder
+from text_files import lamp_lines
 from tiny_training import CPU
 
 ALONE = World()
@@ -26,9 +27,7 @@ SHORT = TrainConfig(max_steps=3, batch_size=7, eval_every=2, save_every=2)
 def options(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIGPT2_CACHE", str(tmp_path / "cache"))
     text = tmp_path / "lamps.txt"
-    text.write_text(
-        "".join(f"The {n}th lamp is lit, and the sea says {n * n}.\n" for n in range(90))
-    )
+    text.write_text("".join(lamp_lines(90)))
     model = tiny_folder(tmp_path / "model")
     return TrainOptions(data=(str(text),), model=str(model), workers=1, training=SHORT)
 

@@ -28,9 +28,10 @@ from minigpt2.training import loop, step
 from minigpt2.training.loop import MOST_SKIPS, Job, fit
 from minigpt2.training.options import TrainConfig
 from minigpt2.training.plan import make_plan, recipe_for
+from text_files import lamp_lines
 from tiny_training import CPU, FLOAT32, parameters, tiny_model
 
-TEXT = "".join(f"The {n}th lamp is lit, and the sea says {n * n}.\n" for n in range(120))
+TEXT = "".join(lamp_lines(120))
 
 
 @pytest.fixture(scope="module")
