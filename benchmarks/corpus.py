@@ -27,7 +27,7 @@ from statistics import median
 import numpy as np
 import tiktoken
 
-from minigpt2.corpus.prepare import prepare
+from minigpt2.corpus.prepared import prepare
 from minigpt2.corpus.token_file import TokenFile
 from minigpt2.corpus.tokenizing import default_workers
 from minigpt2.tokenizer import Tokenizer

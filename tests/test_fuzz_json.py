@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt2.corpus import prepare as corpus
+from minigpt2.corpus import prepared as corpus
 from minigpt2.errors import InputError
 from minigpt2.formats.tensors import read_tensors, write_tensors
 from minigpt2.hub.snapshot import read_record, shard_names

@@ -15,7 +15,7 @@ import torch
 import minigpt2
 from minigpt2 import GPT2, GPT2Config, InputError, SamplingConfig, Tokenizer, TrainConfig
 from minigpt2.corpus.options import TextConfig
-from minigpt2.corpus.prepare import prepare
+from minigpt2.corpus.prepared import prepare
 from minigpt2.system.precision import pick_device, pick_dtype
 from minigpt2.training.batches import Batches, validation_batches
 from minigpt2.training.plan import make_plan, recipe_for

@@ -26,7 +26,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def main(options: CorpusOptions) -> int:
     """Prepare a text and print what is in it: python -m minigpt2.corpus PATHS"""
-    from ..corpus.prepare import prepare
+    from ..corpus.prepared import prepare
     from ..corpus.sources.find import require_local
     from ..corpus.survey import report_text, survey
     from ..corpus.tokenizing import default_workers

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..system.messages import visible
-from .prepare import Corpus
+from .prepared import Corpus
 from .token_file import TokenFile
 from .tokenizing import SEPARATOR
 

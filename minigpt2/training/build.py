@@ -17,7 +17,7 @@ import torch.nn as nn
 
 from ..arguments import shown
 from ..corpus.options import unescape
-from ..corpus.prepare import Corpus, prepare
+from ..corpus.prepared import Corpus, prepare
 from ..corpus.sources.find import require_local
 from ..corpus.tokenizing import default_workers
 from ..decoding.text import check_fits

@@ -19,7 +19,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..corpus.prepare import Corpus
+from ..corpus.prepared import Corpus
 from ..decoding.text import complete
 from ..errors import OptionError
 from ..evaluation.held_out_loss import mean_loss

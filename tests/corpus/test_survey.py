@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from minigpt2.corpus import survey as survey_module
 from minigpt2.corpus.options import TextConfig
-from minigpt2.corpus.prepare import prepare
+from minigpt2.corpus.prepared import prepare
 from minigpt2.corpus.survey import (
     KEPT_BITS,
     RUN,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from corpora import Bytes, Forbidden, ids_of, made_in, stream_of, write
 from minigpt2.corpus import token_file
-from minigpt2.corpus.prepare import prepare
+from minigpt2.corpus.prepared import prepare
 from minigpt2.corpus.token_file import TokenFile
 from minigpt2.errors import InputError
 from text_files import quick

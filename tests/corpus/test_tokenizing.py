@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from corpora import Bytes, Words, gpt2, ids_of, made_in, rows_of, texts, write
 from minigpt2.corpus import tokenizing
 from minigpt2.corpus.options import TextConfig
-from minigpt2.corpus.prepare import prepare
+from minigpt2.corpus.prepared import prepare
 from minigpt2.corpus.tokenizing import cut_at_words, last_cut
 from minigpt2.errors import InputError
 from minigpt2.tokenizer import Tokenizer
@@ -208,7 +208,7 @@ def test_workers_end_with_their_killed_parent(tmp_path):
         sys.path.insert(0, sys.argv[3])
         from minigpt2.corpus import tokenizing
         from corpora import Sleeping
-        from minigpt2.corpus.prepare import prepare
+        from minigpt2.corpus.prepared import prepare
         if __name__ == "__main__":
             tokenizing.ENOUGH_FOR_PROCESSES = 0
             prepare([sys.argv[1]], Sleeping(), workers=2, cache_dir=sys.argv[2])

@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from minigpt2.corpus.prepare import prepare
+from minigpt2.corpus.prepared import prepare
 from minigpt2.corpus.token_file import DOCUMENT, TokenFile, TokenFileInfo
 from minigpt2.errors import InputError
 from minigpt2.tokenizer import Tokenizer

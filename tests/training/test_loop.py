@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minigpt2.corpus.prepare import prepare
+from minigpt2.corpus.prepared import prepare
 from minigpt2.errors import InputError
 from minigpt2.evaluation.scorer import Scorer
 from minigpt2.finetuning.progress import evaluation_line

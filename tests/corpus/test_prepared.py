@@ -32,7 +32,7 @@ from corpora import (
 )
 from minigpt2.corpus import tokenizing
 from minigpt2.corpus.options import TextConfig
-from minigpt2.corpus.prepare import default_cache_dir, prepare
+from minigpt2.corpus.prepared import default_cache_dir, prepare
 from minigpt2.corpus.token_file import TokenFile
 from minigpt2.corpus.tokenizing import cut_at_words
 from minigpt2.errors import InputError
@@ -160,7 +160,7 @@ def test_whitespace_alone_is_text(tmp_path):
 
 
 def test_the_second_time_nothing_is_tokenized(tmp_path, caplog):
-    caplog.set_level(logging.DEBUG, logger="minigpt2.corpus.prepare")
+    caplog.set_level(logging.DEBUG, logger="minigpt2.corpus.prepared")
     paths = write(tmp_path, a="one\n" * 30, b="two")
     first = prepare(paths, Bytes(), cache_dir=tmp_path / "cache")
     assert caplog.messages == [
@@ -317,7 +317,7 @@ def test_a_killed_process_leaves_nothing_that_counts(tmp_path):
         import os, signal, sys
         sys.path.insert(0, sys.argv[3])
         from corpora import Interfering
-        from minigpt2.corpus.prepare import prepare
+        from minigpt2.corpus.prepared import prepare
         kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
         prepare([sys.argv[1]], Interfering(kill), cache_dir=sys.argv[2])
     """
@@ -501,7 +501,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     code = """
         import re, sys
         from pathlib import Path
-        from minigpt2.corpus.prepare import prepare
+        from minigpt2.corpus.prepared import prepare
         from minigpt2.tokenizer import Tokenizer
         corpus = prepare([sys.argv[1]], Tokenizer.gpt2(), cache_dir=sys.argv[2])
         status = Path("/proc/self/status").read_text()
