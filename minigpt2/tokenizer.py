@@ -13,7 +13,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +23,11 @@ import tiktoken
 from .arguments import id_list, refuse, texts, whole
 from .errors import InputError
 from .formats.added_words import SPACES, AddedWord, AddedWords
+from .formats.chat import TEMPLATE, ChatTemplate, Message, find_template, unshielded
 from .formats.vocabulary import (
+    CHAT,
     END_OF_TEXT,
+    ROLES,
     Vocabulary,
     gpt2_tokens,
     is_gpt2s,
@@ -164,16 +167,23 @@ class Tokenizer:
             ranks += self._bpe.encode(part, disallowed_special=())
         return ranks if self._ids_are_ranks else [self._vocabulary.ids[rank] for rank in ranks]
 
-    def encode_array(self, text: str, *, special: bool = False) -> np.ndarray:
+    def encode_array(
+        self, text: str, *, special: bool = False, shielded: bool = False
+    ) -> np.ndarray:
         """The ids of `encode` as uint32: the faster way for long texts. Gives no notice of what is
-        read as plain text: `special_in` counts it.
+        read as plain text: `special_in` counts it. With `shielded` the text is of a chat
+        (`ChatTemplate.shielded`): all tokens' names in it are tokens but for those that messages
+        say.
         """
         import numpy as np
 
         _check_text(text)
+        parts = self._words.split(text, special=special or shielded)
+        if shielded:
+            parts = (part if isinstance(part, int) else unshielded(part) for part in parts)
         arrays = [
             np.array([part], np.uint32) if isinstance(part, int) else self._merged_array(part)
-            for part in self._words.split(text, special=special)
+            for part in parts
         ]
         return arrays[0] if len(arrays) == 1 else np.concatenate([np.empty(0, np.uint32), *arrays])
 
@@ -184,6 +194,54 @@ class Tokenizer:
         ranks = [self._bpe.encode_to_numpy(part, disallowed_special=()) for part in parts]
         whole = ranks[0] if len(ranks) == 1 else np.concatenate(ranks)
         return whole if self._ids_are_ranks else self._id_array[whole]
+
+    def encode_chat(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """The ids of a chat, by default up to where the next answer begins: what the template
+        writes is encoded as tokens where it has them, and what messages say as plain text.
+
+        A message has a role (system, user, assistant) and a content. Each answer is encoded by
+        itself, as a model writes it. Raises InputError for other messages, and what the template
+        refuses.
+        """
+        parts = self.chat.parts(messages, add_generation_prompt=add_generation_prompt)
+        arrays = [self.encode_array(part.text, shielded=True) for part in parts]
+        return [id for array in arrays for id in array.tolist()]
+
+    @property
+    def chat(self) -> ChatTemplate:
+        """How chats become a text: the template that came with this tokenizer, or our own."""
+        return self._chat
+
+    @cached_property
+    def _chat(self) -> ChatTemplate:
+        found = self._vocabulary
+        source = self._own_template or TEMPLATE
+        settings = found.settings or dict.fromkeys(("bos_token", "unk_token"), found.eot)
+        names = {k: v for k, v in settings.items() if k in ROLES and isinstance(v, str)}
+        words = [word for word in found.words if word.special or word.name in source]
+        return ChatTemplate(
+            source,
+            tuple(sorted({**names, "eos_token": found.eot}.items())),
+            tuple(word.name for word in words),
+        )
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether a chat template came with it."""
+        return self._own_template is not None
+
+    @cached_property
+    def _own_template(self) -> str | None:
+        return find_template(self._vocabulary.settings, self._vocabulary.templates.items())
+
+    def with_chat_template(self) -> Tokenizer:
+        """The same tokenizer, which keeps our chat template if it has none."""
+        if self.has_chat_template:
+            return self
+        templates = {**self._vocabulary.templates, CHAT: TEMPLATE}
+        return self._of(replace(self._vocabulary, templates=templates))
 
     def _prefixed(self, text: str) -> str:
         """The text with the space in front that some vocabularies want (add_prefix_space)."""

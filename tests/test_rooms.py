@@ -27,6 +27,7 @@ HOMES = {
     "huggingface_hub": {"hub/client", "hub/patience", "hub/remote", "hub/download"},
     "safetensors": {"formats/tensors"},
     "einops": {"model"},
+    "jinja2": {"formats/chat"},
     "filelock": {"system/files"},
     "pyarrow": {"corpus/sources/rows"},
     "zstandard": {"corpus/sources/files"},

@@ -69,9 +69,14 @@ def tell_idle_special_tokens(
     options: SampleOptions, tokenizer: Tokenizer, prompts: list[str]
 ) -> None:
     """Say so where --special-tokens was given, and no prompt has one."""
-    idle = options.special_tokens and prompts and not any(map(tokenizer.special_in, prompts))
+    chat = options.interactive and tokenizer.has_chat_template  # what is said is plain text
+    found = any(map(tokenizer.special_in, prompts)) or not (prompts or chat)
+    idle = options.special_tokens and not found
     if idle and not trained_with_special_tokens(Path(options.model)):
-        logger.warning("--special-tokens changes nothing: no special token is in a prompt")
+        reason = (
+            "in a chat what is asked is plain text" if chat else "no special token is in a prompt"
+        )
+        logger.warning("--special-tokens changes nothing: %s", reason)
 
 
 def decoding(options: SampleOptions) -> dict[str, Any]:
@@ -159,15 +164,54 @@ def converse(
     model: GPT2, tokenizer: Tokenizer, options: SampleOptions, drafters: DrafterFactory
 ) -> None:
     """Ask for a prompt, continue it, and so on until Ctrl-D; Ctrl-C ends an answer only. The same
-    prompt gets another answer when it is asked again.
+    prompt gets another answer when it is asked again. A model with a chat template remembers what
+    was said.
     """
+    answer = write_stream
+    if tokenizer.has_chat_template:
+        answer = Turns(model, tokenizer, options).write_answer
     for number, prompt in zip(count(), asked()):
         try:
-            write_stream(model, tokenizer, prompt, options, drafters, row=number)
+            answer(model, tokenizer, prompt, options, drafters, row=number)
         except KeyboardInterrupt:
             continue
         except InputError as problem:
             print(f"error: {explain(problem)}", file=sys.stderr)
+
+
+class Turns:
+    """A conversation whose answers are written to stdout as they grow."""
+
+    def __init__(self, model: GPT2, tokenizer: Tokenizer, options: SampleOptions) -> None:
+        from ..decoding.chat import Conversation
+
+        sizes = {"block_size": model.config.block_size, "max_new_tokens": options.max_new_tokens}
+        self._conversation = Conversation(tokenizer, **sizes)
+        logger.info("%s was trained on chats: what is asked is remembered", options.model)
+
+    def write_answer(
+        self,
+        model: GPT2,
+        tokenizer: Tokenizer,
+        prompt: str,
+        options: SampleOptions,
+        drafters: DrafterFactory,
+        row: int = 0,
+    ) -> None:
+        """Write the answer as it grows; what was written is remembered, also after Ctrl-C."""
+        from ..decoding.text import stream_text
+
+        how = {**decoding(options), "row": row, "drafter": drafters.of(row)}
+        if end := tokenizer.chat.end_of_answer:
+            how["stop"] = [*how["stop"], end]
+        ids, answer = self._conversation.ask(prompt), ""
+        try:
+            for piece in stream_text(model, tokenizer, ids, **how):
+                answer += piece
+                write(piece)
+        finally:
+            self._conversation.answered(answer)
+            write("\n")
 
 
 def write(text: str) -> None:

@@ -30,6 +30,7 @@ def main(options: TrainOptions) -> int:
     # with all that is heavy, before signals are raised
     from ..finetuning.added_tokens import kept_grown, loaded
     from ..finetuning.session import Starter, train
+    from ..formats.vocabulary import CHAT
     from ..system.processes import world_from
     from ..system.signals import Stopped
 
@@ -47,7 +48,8 @@ def main(options: TrainOptions) -> int:
     except Stopped as stop:
         logger.info("%s; everything is saved, %s", stop, how_to_resume(options, world))
         return 128 + stop.signal_number
-    logger.info('done: %s --prompt "..."', pasteable(sample_command(Path(options.folder))))
+    ask = "--interactive" if (Path(options.folder) / CHAT).is_file() else '--prompt "..."'
+    logger.info("done: %s %s", pasteable(sample_command(Path(options.folder))), ask)
     return 0
 
 

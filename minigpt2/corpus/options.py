@@ -25,7 +25,8 @@ class TextConfig:
     """How documents are found in files, and what is changed in them: by default, nothing."""
 
     text_field: str = "text"
-    """The field or column that holds the text, in .jsonl, .json, .csv, .tsv and .parquet."""
+    """The field or column that holds the text, or the messages of a chat, in .jsonl, .json, .csv,
+    .tsv and .parquet."""
     document_separator: str | None = None
     """Where one document ends and the next begins inside a text file; \\n, \\t, \\r and \\\\ are
     understood. Default: a file is one document."""

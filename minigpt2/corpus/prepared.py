@@ -31,13 +31,13 @@ from .options import TextConfig
 from .sources.documents import kind_of
 from .sources.files import Source
 from .sources.find import find_sources
-from .token_file import BLOCK_BYTES, DOCUMENT, TokenFile, dtype_for, write_token_file
+from .token_file import BLOCK_BYTES, DOCUMENT, SPAN, TokenFile, dtype_for, write_token_file
 from .tokenizing import TOKENIZED, TextTokenizer, tokenize
 
 logger = logging.getLogger(__name__)
 
 DEFAULT = TextConfig()
-FORMAT = 4  # raise it when the same text and options would give other files
+FORMAT = 5  # raise it when the same text and options would give other files
 LOCKS = ".locks"
 WHOLE = "corpus.json"
 
@@ -60,11 +60,22 @@ class Corpus:
     def identity(self) -> str:
         """The same for equal training and held-out tokens only, wherever they came from."""
         files = [self.train, *([self.val] if self.val else [])]
-        prompts = [np.ascontiguousarray(file.documents["prompt"]) for file in files]
-        digests = [
-            hashlib.sha256(lengths.tobytes()).hexdigest() for lengths in prompts if lengths.any()
-        ]
+        digests = [_prompts_digest(file) for file in files if len(file.prompts)]
         return _hash_of([[file.info.sha256 for file in files], digests])[:16]
+
+
+def _prompts_digest(file: TokenFile) -> str:
+    """A hash of where prompts stand: where each begins its document, as runs have it of which that
+    is known, of their lengths (0 for none) alone.
+    """
+    ends = np.ascontiguousarray(file.documents["end"])
+    starts = np.concatenate([[0], ends[:-1]])
+    owners = np.searchsorted(ends, file.prompts["start"], side="right")
+    if not np.array_equal(starts[owners], file.prompts["start"]):
+        return hashlib.sha256(file.prompts.tobytes()).hexdigest()
+    lengths = np.zeros(len(ends), np.int64)
+    lengths[owners] = file.prompts["end"] - file.prompts["start"]
+    return hashlib.sha256(lengths.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -193,7 +204,7 @@ class _CorpusInputs:
         content = [[*pair] for pair in zip(self.sha256, kinds)]
         parts = content[: self.n_train], content[self.n_train :]
         options = [self.val_fraction, asdict(self.text)]
-        return _hash_of([FORMAT, tokenizer.identity, options, parts])
+        return _hash_of([FORMAT, tokenizer.identity, asdict(tokenizer.chat), options, parts])
 
     def require_unchanged(self) -> None:
         """Raise InputError for a file that is no longer what it was when its hash was taken."""
@@ -230,7 +241,8 @@ def _make(folder: Path, inputs: _CorpusInputs, tokenizer: TextTokenizer, workers
     """Fill a folder with the token files of these inputs."""
     ids_path = folder / "ids.tmp"
     # 1. Tokenize every document, in order, into one file of ids.
-    tokenized, cleaned, named = tokenize(ids_path, inputs.sources, inputs.text, tokenizer, workers)
+    found = tokenize(ids_path, inputs.sources, inputs.text, tokenizer, workers)
+    tokenized = found.documents
     inputs.require_unchanged()
     # 2. Leave out what is too short or there twice.
     own_val = tokenized["source"] >= inputs.n_train  # in held-out text of its own
@@ -241,7 +253,7 @@ def _make(folder: Path, inputs: _CorpusInputs, tokenizer: TextTokenizer, workers
     # 3. Hold out a part.
     segments = _segments(tokenized, kept, own_val, inputs)
     # 4. Write both parts, and last what makes the folder whole.
-    files = _write_parts(folder, ids_path, segments, inputs, tokenizer)
+    files = _write_parts(folder, ids_path, segments, found.prompts, inputs, tokenizer)
     ids_path.unlink()
     pages = np.array([kind_of(source) == "page" for source in inputs.sources])
     dropped["html"] = int(pages[tokenized["source"][kept]].sum())
@@ -250,8 +262,8 @@ def _make(folder: Path, inputs: _CorpusInputs, tokenizer: TextTokenizer, workers
         n_documents=int(kept.sum()),
         n_characters=int(tokenized["characters"][kept].sum()),
         n_tokens=int((segments["end"] - segments["start"]).sum()),
-        counts={**cleaned, **dropped},
-        special=named,
+        counts={**found.counts, **dropped},
+        special=found.special,
     )
     info.write(folder / WHOLE)
 
@@ -366,8 +378,6 @@ def _segments(
     both = np.repeat(segments[number : number + 1], 2)
     both["end"][0] = both["start"][1] = both["start"][0] + split.cut_at
     both["held_out"], both["part"] = (0, 1), (1, 2)
-    n_prompt = both["document"]["prompt"][0]
-    both["document"]["prompt"] = min(n_prompt, split.cut_at), max(0, n_prompt - split.cut_at)
     return np.concatenate([segments[:number], both, segments[number + 1 :]])
 
 
@@ -375,6 +385,7 @@ def _write_parts(
     folder: Path,
     ids_path: Path,
     segments: np.ndarray,
+    prompts: np.ndarray,
     inputs: _CorpusInputs,
     tokenizer: TextTokenizer,
 ) -> tuple[str, ...]:
@@ -389,6 +400,7 @@ def _write_parts(
             folder / f"{name}.bin",
             _copied(ids_path, part, dtype_for(tokenizer.vocab_size)),
             _as_documents(part, first_source),
+            _prompts_in(part, prompts),
             vocab_size=tokenizer.vocab_size,
             tokenizer=tokenizer.identity,
         )
@@ -400,10 +412,25 @@ def _as_documents(segments: np.ndarray, first_source: int) -> np.ndarray:
     documents = np.zeros(len(segments), DOCUMENT)
     documents["end"] = np.cumsum(segments["end"] - segments["start"])
     documents["part"] = segments["part"]
-    for name in ("row", "prompt"):
-        documents[name] = segments["document"][name]
+    documents["row"] = segments["document"]["row"]
     documents["source"] = segments["document"]["source"] - first_source
     return documents
+
+
+def _prompts_in(segments: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+    """Where the prompts, SPAN records of all ids, stand in the ids of these segments alone.
+
+    A prompt lies in one document, of which a part has one segment at most.
+    """
+    at = np.searchsorted(segments["start"], prompts["end"], side="left") - 1
+    there = at >= 0
+    prompts, at = prompts[there], at[there]
+    owners, moved = segments[at], np.cumsum(segments["end"] - segments["start"])
+    spans = np.empty(len(prompts), SPAN)
+    shift = moved[at] - owners["end"]
+    spans["start"] = np.maximum(prompts["start"], owners["start"]) + shift
+    spans["end"] = np.minimum(prompts["end"], owners["end"]) + shift
+    return spans[spans["start"] < spans["end"]]
 
 
 def _copied(path: Path, segments: np.ndarray, dtype: np.dtype) -> Iterator[bytes]:

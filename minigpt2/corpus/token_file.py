@@ -2,8 +2,8 @@
 
 Opened as memory maps, trusted only if they are as they were written. Knows ids, nothing of text.
 
-Beside `train.bin` lie `train.documents`, where its documents end, and `train.json`, which says what
-the ids are and what both files' SHA-256 is.
+Beside `train.bin` lie `train.documents`, where its documents end, `train.prompts`, where prompts
+stand, and `train.json`, which says what the ids are and what the files' SHA-256 are.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ DOCUMENT = np.dtype(
     [
         ("end", "<i8"),  # the index after its last token in the token file
         ("row", "<i8"),  # its row in its source, from 1; 0 for a source that is one document
-        ("prompt", "<i8"),  # how many of its first tokens are a prompt that asks for the others
         ("source", "<i4"),  # its file's index among the files that were prepared
         ("part", "<i4"),  # an index into PARTS
     ]
 )
+SPAN = np.dtype([("start", "<i8"), ("end", "<i8")])  # tokens from start to before end
 PARTS = ("", " (first part)", " (last part)")  # where the held-out text begins inside a document
 
 
@@ -44,6 +44,7 @@ class TokenFileInfo:
     tokenizer: str  # its identity
     sha256: str  # of the token file: tells damage, and which tokens these are
     documents_sha256: str  # of the file that says where documents end
+    prompts_sha256: str  # of the file that says where prompts stand
 
     def write(self, path: Path) -> None:
         write_json(path, asdict(self))
@@ -71,7 +72,8 @@ class Document:
 @dataclass(frozen=True, eq=False)
 class TokenFile:
     """Token ids on disk, opened for reading: tokens (N,) uint16 or uint32 are a memory map, and so
-    are the documents, DOCUMENT records in their order.
+    are the documents, DOCUMENT records in their order. The prompts, which ask for the tokens after
+    them, are SPAN records in their order; none goes over the end of a document.
 
     The same text under other names has the same files, so the names of the sources are not on disk:
     only `prepare` knows them.
@@ -81,6 +83,7 @@ class TokenFile:
     tokens: np.ndarray
     info: TokenFileInfo
     documents: np.ndarray
+    prompts: np.ndarray
     sources: tuple[str, ...] = ()
 
     @classmethod
@@ -101,11 +104,16 @@ class TokenFile:
             raise InputError(f"{path} is damaged: {size:,} bytes are not {expected}; {REMEDY}")
         if _checked_sha256(path, info.vocab_size) != info.sha256:
             raise InputError(f"{path} is damaged: its bytes are not those written; {REMEDY}")
-        documents = path.with_suffix(".documents")
-        if not documents.is_file() or file_sha256(documents) != info.documents_sha256:
-            raise InputError(f"{documents} is missing or damaged; {REMEDY}")
+        documents, prompts = path.with_suffix(".documents"), path.with_suffix(".prompts")
+        for beside, sha256 in (
+            (documents, info.documents_sha256),
+            (prompts, info.prompts_sha256),
+        ):
+            if not beside.is_file() or file_sha256(beside) != sha256:
+                raise InputError(f"{beside} is missing or damaged; {REMEDY}")
         tokens, ends = np.memmap(path, dtype, mode="r"), np.memmap(documents, DOCUMENT, mode="r")
-        return cls(path, tokens, info, ends)
+        # not mapped: a file of no bytes cannot be
+        return cls(path, tokens, info, ends, np.fromfile(prompts, SPAN))
 
     def block(self, start: int, end: int) -> np.ndarray:
         """A copy of some tokens, as many as there are.
@@ -147,21 +155,23 @@ def write_token_file(
     path: Path,
     blocks: Iterable[bytes],
     documents: np.ndarray,
+    prompts: np.ndarray,
     *,
     vocab_size: int,
     tokenizer: str,
 ) -> None:
-    """Write ids, given as the bytes of `dtype_for(vocab_size)`, where their documents end, and the
-    JSON file beside them; all of it is on the disk afterwards.
+    """Write ids, given as the bytes of `dtype_for(vocab_size)`, where their documents end and
+    prompts stand, and the JSON file beside them; all of it is on the disk afterwards.
     """
     digest, dtype = hashlib.sha256(), dtype_for(vocab_size)
     with path.open("wb") as file:
         for block in blocks:
             file.write(block)
             digest.update(block)
-    path.with_suffix(".documents").write_bytes(documents.tobytes())
     sync(path)
-    sync(path.with_suffix(".documents"))
+    for suffix, records in ((".documents", documents), (".prompts", prompts)):
+        path.with_suffix(suffix).write_bytes(records.tobytes())
+        sync(path.with_suffix(suffix))
     info = TokenFileInfo(
         dtype=dtype.name,
         count=path.stat().st_size // dtype.itemsize,
@@ -169,6 +179,7 @@ def write_token_file(
         tokenizer=tokenizer,
         sha256=digest.hexdigest(),
         documents_sha256=file_sha256(path.with_suffix(".documents")),
+        prompts_sha256=file_sha256(path.with_suffix(".prompts")),
     )
     info.write(path.with_suffix(".json"))
 

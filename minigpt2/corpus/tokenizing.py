@@ -19,6 +19,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -26,12 +27,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ..errors import InputError, OptionError
+from ..formats.chat import ChatTemplate, unshielded
 from .cleaning import Cleaner
 from .options import TextConfig
 from .sources.documents import read_documents
 from .sources.files import Source
 from .sources.rows import Chunk
-from .token_file import DOCUMENT, dtype_for
+from .token_file import DOCUMENT, SPAN, dtype_for
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +47,14 @@ SEPARATOR = "<|endoftext|>"  # what people type between documents
 
 TOKENIZED = np.dtype(
     [
-        *((name, DOCUMENT[name]) for name in ("end", "row", "prompt", "source")),
+        *((name, DOCUMENT[name]) for name in ("end", "row", "source")),
         ("characters", "<i8"),
         ("key", "V16"),  # the first bytes of its text's SHA-256
     ]
 )
-TOKENIZED_STRUCT = struct.Struct("<qqqiq16s")  # a TOKENIZED record
-assert TOKENIZED_STRUCT.size == TOKENIZED.itemsize
+TOKENIZED_STRUCT = struct.Struct("<qqiq16s")  # a TOKENIZED record
+SPAN_STRUCT = struct.Struct("<qq")
+assert TOKENIZED_STRUCT.size == TOKENIZED.itemsize and SPAN_STRUCT.size == SPAN.itemsize
 
 
 class TextTokenizer(Protocol):
@@ -73,7 +76,14 @@ class TextTokenizer(Protocol):
         """The whitespace before which a text may be cut elsewhere."""
         ...
 
-    def encode_array(self, text: str, /, *, special: bool = False) -> np.ndarray: ...
+    @property
+    def chat(self) -> ChatTemplate:
+        """How chats become a text."""
+        ...
+
+    def encode_array(
+        self, text: str, /, *, special: bool = False, shielded: bool = False
+    ) -> np.ndarray: ...
     def special_in(self, text: str, /) -> dict[str, int]: ...
 
 
@@ -83,37 +93,53 @@ def default_workers() -> int:
     return len(usable(0)) if usable else os.cpu_count() or 1
 
 
+@dataclass(frozen=True)
+class Tokenized:
+    """What is known of a file of ids."""
+
+    documents: np.ndarray  # TOKENIZED records: where each ends, and what it was
+    prompts: np.ndarray  # SPAN records: where prompts stand, in their order
+    counts: dict[str, int]  # of the documents that each step of cleaning changed, and of chats
+    special: dict[str, int]  # how often the name of each special token is in the text
+
+
 def tokenize(
     path: Path,
     sources: Sequence[Source],
     text: TextConfig,
     tokenizer: TextTokenizer,
     workers: int,
-) -> tuple[np.ndarray, dict[str, int], dict[str, int]]:
+) -> Tokenized:
     """Write the ids of all documents, each with its end-of-text, to a file of
-    `dtype_for(vocab_size)`.
-
-    Returns TOKENIZED records, which say where the documents end, how many were changed by which
-    step of cleaning, and how often the name of each special token is in the text. Empty documents
-    are left out.
+    `dtype_for(vocab_size)`. Empty documents are left out.
     """
     cleaner, named = Cleaner(text), Counter[str]()
-    reader = _DocumentReader(sources, text, cleaner, last_cut(tokenizer))
-    tokenized, count, prompt = bytearray(), 0, 0
+    reader = _DocumentReader(sources, text, cleaner, tokenizer)
+    tokenized, prompts, count = bytearray(), bytearray(), 0
+    begun: int | None = None  # where a prompt began that may go on
     total, encoding = sum(source.size for source in sources), (tokenizer, text.special_tokens)
     with path.open("wb") as file, _encoder(encoding, workers, total) as encode:
         for pieces, (ids, counts, found) in encode(_batches(reader)):
             file.write(ids)
             named.update(found)
             for piece, n_ids in zip(pieces, counts):
+                if piece.prompt and begun is None:
+                    begun = count
+                elif not piece.prompt and begun is not None:
+                    prompts += SPAN_STRUCT.pack(begun, count)
+                    begun = None
                 count += n_ids
-                if piece.prompt:
-                    prompt += n_ids - piece.is_last  # end-of-text is no prompt
                 if piece.is_last:
-                    row, *rest = reader.finished.popleft()
-                    tokenized += TOKENIZED_STRUCT.pack(count, row, prompt, *rest)
-                    prompt = 0
-    return np.frombuffer(tokenized, TOKENIZED), dict(cleaner.counts), dict(named)
+                    if begun is not None:
+                        prompts += SPAN_STRUCT.pack(begun, count - 1)  # end-of-text is no prompt
+                        begun = None
+                    tokenized += TOKENIZED_STRUCT.pack(count, *reader.finished.popleft())
+    return Tokenized(
+        np.frombuffer(tokenized, TOKENIZED),
+        np.frombuffer(prompts, SPAN),
+        {**cleaner.counts, **reader.chats},
+        dict(named),
+    )
 
 
 class LastCut(NamedTuple):
@@ -161,6 +187,7 @@ class _Piece(NamedTuple):
 
     text: str
     prompt: bool
+    shielded: bool  # it is of a chat, in which what a template wrote is told from what was said
     is_last: bool  # its document ends, and end-of-text follows
 
 
@@ -177,33 +204,42 @@ class _DocumentReader:
     """The pieces of all documents in their order, and what is known of each when it has ended."""
 
     def __init__(
-        self, sources: Sequence[Source], text: TextConfig, cleaner: Cleaner, last: LastCut
+        self,
+        sources: Sequence[Source],
+        text: TextConfig,
+        cleaner: Cleaner,
+        tokenizer: TextTokenizer,
     ) -> None:
-        self._sources, self._text, self._cleaner, self._last = sources, text, cleaner, last
+        self._sources, self._text, self._cleaner = sources, text, cleaner
+        self._last, self._chat = last_cut(tokenizer), tokenizer.chat
         self.finished: deque[_ReadDocument] = deque()
+        self.chats = Counter[str]()
         self._done = 0  # bytes of the files before this one
         self._began, self._notice_at = time.monotonic(), time.monotonic() + NOTICE_SECONDS
 
     def __iter__(self) -> Iterator[_Piece]:
         for number, source in enumerate(self._sources):
-            chunks = iter(read_documents(source, self._text))
+            chunks = iter(read_documents(source, self._text, self._chat))
             for first in chunks:
                 rest = () if first.is_last else _until_end(chunks)
                 yield from self._document(number, first, chain([first], rest))
             self._done += source.size
 
     def _document(self, source: int, first: Chunk, chunks: Iterator[Chunk]) -> Iterator[_Piece]:
-        digest, characters, last = hashlib.sha256(), 0, None
+        digest, characters, last, n_answers = hashlib.sha256(), 0, None, 0
         for prompt, part in groupby(chunks, key=lambda chunk: chunk.prompt):
             texts = self._texts(part)
             clean = self._cleaner.clean(texts) if self._cleaner.active else texts
+            n_answers += first.shielded and not prompt
             for text in cut_at_words(clean, last=self._last):
                 if last:
                     yield last
                 digest.update(text.encode())
-                characters += len(text)
-                last = _Piece(text, prompt, False)
+                characters += len(unshielded(text) if first.shielded else text)
+                last = _Piece(text, prompt, first.shielded, False)
         if last:
+            if first.shielded:
+                self.chats.update(chats=1, chats_of_several_answers=int(n_answers > 1))
             key = digest.digest()[:16]
             self.finished.append(_ReadDocument(first.row, source, characters, key))
             yield last._replace(is_last=True)
@@ -254,14 +290,16 @@ def _encode(encoding: Encoding, pieces: Sequence[_Piece]) -> Encoded:
     dtype, end = dtype_for(tokenizer.vocab_size), np.array([tokenizer.eot])
     arrays, named = [], Counter[str]()
     for piece in pieces:
-        ids = tokenizer.encode_array(piece.text, **({"special": True} if special else {}))
+        how = {"shielded": True} if piece.shielded else {"special": True} if special else {}
+        ids = tokenizer.encode_array(piece.text, **how)
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < tokenizer.vocab_size:
             bad = ids[(ids < 0) | (ids >= tokenizer.vocab_size)][0]
             size = tokenizer.vocab_size
             raise InputError(f"the tokenizer made the id {bad}, its vocab_size is {size}")
         arrays.append(np.concatenate([ids, end]) if piece.is_last else ids)
-        separators = {SEPARATOR: n} if (n := piece.text.count(SEPARATOR)) else {}
-        named.update({**separators, **tokenizer.special_in(piece.text)})
+        if not piece.shielded:  # in a chat all are what they are meant to be
+            separators = {SEPARATOR: n} if (n := piece.text.count(SEPARATOR)) else {}
+            named.update({**separators, **tokenizer.special_in(piece.text)})
     joined = np.concatenate(arrays).astype(dtype).tobytes()
     return joined, [len(ids) for ids in arrays], dict(named)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 
 from torch import Tensor
 
-from ..arguments import refuse, shown, texts
+from ..arguments import id_list, refuse, shown, texts
 from ..errors import InputError
 from ..generate import NEUTRAL, DecodeSettings, Token, decode
 from ..model import GPT2
@@ -197,7 +197,7 @@ def complete(
 def stream(
     model: GPT2,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     max_new_tokens: int = 200,
     sampling: SamplingConfig = NEUTRAL,
@@ -210,8 +210,8 @@ def stream(
     drafter: Drafter | None = None,
     top_logprobs: int = 0,
 ) -> Iterator[Piece]:
-    """Yield the continuation of a prompt as it grows: a piece for every decode step, and a last one
-    that says why it ended.
+    """Yield the continuation of a prompt, a text or its ids, as it grows: a piece for every decode
+    step, and a last one that says why it ended.
 
     The pieces together are `complete(model, tokenizer, [prompt], rows=[row], ...)[0]`.
     """
@@ -242,7 +242,7 @@ def _pieces(writer: _Writer, steps: Iterator[int]) -> Iterator[Piece]:
 def stream_text(
     model: GPT2,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     max_new_tokens: int = 200,
     sampling: SamplingConfig = NEUTRAL,
@@ -275,7 +275,7 @@ def stream_text(
 def _start(
     model: GPT2,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     rows: Sequence[int] | None,
     *,
     stop: Sequence[str] | str,
@@ -294,7 +294,12 @@ def _start(
     if sentence_from:
         settings = replace(settings, max_new_tokens=sentence_from + SENTENCE_TOKENS)
     writers = [_Writer(tokenizer, stop, sentence_from) for _ in prompts]
-    encoded = [tokenizer.encode(prompt, special=special) for prompt in prompts]
+    encoded = [
+        tokenizer.encode(prompt, special=special)
+        if isinstance(prompt, str)
+        else id_list("prompt", prompt)
+        for prompt in prompts
+    ]
     ids = [row or [tokenizer.eot] for row in encoded]
     return writers, _write(model, ids, writers, settings, rows)
 

@@ -121,22 +121,23 @@ class _Prompts:
 
     def __init__(self, tokens: TokenFile | np.ndarray) -> None:
         assert isinstance(tokens, TokenFile), "an array does not say what its prompts are"
-        self._lengths = np.ascontiguousarray(tokens.documents["prompt"])
-        self._ends = np.ascontiguousarray(tokens.documents["end"])
+        self._starts = np.ascontiguousarray(tokens.prompts["start"])
+        self._ends = np.ascontiguousarray(tokens.prompts["end"])
+        self._n_tokens = len(tokens.tokens)
 
     def require_some(self) -> None:
         """Raise InputError if there are none."""
-        if not self._lengths.any():
+        if not len(self._starts):
             raise OptionError(
-                "mask_prompt: no row has the fields prompt and completion; leave it out, or give "
-                "rows that have both",
+                "mask_prompt: no row is a chat, or has the fields prompt and completion; leave it "
+                "out, or give rows that are or have",
                 "mask_prompt",
             )
 
     def require_others(self, first: int, part: str) -> None:
         """Raise InputError if all tokens from `first`, 0 or 1, on are those of prompts."""
-        n_others = self._ends[-1] - self._lengths.sum()
-        if n_others == 0 or (first == n_others == 1 and self._lengths[0] == 0):
+        n_others = self._n_tokens - (self._ends - self._starts).sum()
+        if n_others == 0 or (first == n_others == 1 and not self.at(np.zeros(1, np.int64))[0]):
             raise OptionError(
                 f"mask_prompt: the {part} part is a prompt and nothing else; use more rows, or "
                 "another val_fraction",
@@ -146,9 +147,10 @@ class _Prompts:
 
     def at(self, positions: np.ndarray) -> np.ndarray:
         """For each position in the token file whether a prompt's token stands there."""
-        document = np.searchsorted(self._ends, positions, side="right")
-        starts = np.where(document > 0, self._ends[document - 1], 0)
-        return positions - starts < self._lengths[document]
+        if not len(self._starts):
+            return np.zeros(positions.shape, bool)
+        span = np.searchsorted(self._starts, positions, side="right") - 1
+        return (span >= 0) & (positions < self._ends[span])
 
 
 def validation_batches(

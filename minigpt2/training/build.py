@@ -104,6 +104,9 @@ def specify(options: TrainOptions, run: RunFolder, device: torch.device, world: 
     if start:
         start.require(facts, but=FROM_TEXT)
     corpus = read_corpus(options, tokenizer, model.config.vocab_size, world)
+    if corpus.counts.get("chats"):
+        tokenizer = tokenizer.with_chat_template()
+        require_whole_chats(options, tokenizer, corpus)
     if options.training.patience and corpus.val is None:
         names = ("patience", "val_data", "val_fraction")
         raise OptionError("patience needs held-out text: give val_data or val_fraction", *names)
@@ -317,6 +320,17 @@ def read_corpus(options: TrainOptions, tokenizer: Tokenizer, n_rows: int, world:
     if tokenizer.vocab_size > n_rows:  # it has added words without a row
         require_rows(corpus, tokenizer, n_rows)
     return corpus
+
+
+def require_whole_chats(options: TrainOptions, tokenizer: Tokenizer, corpus: Corpus) -> None:
+    """Raise OptionError where documents are told apart by what also ends the answers of chats."""
+    several = corpus.counts.get("chats_of_several_answers")
+    if options.document_mask and several and not tokenizer.chat.end_of_answer:
+        raise OptionError(
+            "document_mask hides what is before an end-of-text, and answers end with one: in "
+            f"{several:,} chats the later answers would not see the earlier; leave it out",
+            "document_mask",
+        )
 
 
 def require_rows(corpus: Corpus, tokenizer: Tokenizer, n_rows: int) -> None:

@@ -122,7 +122,7 @@ class TrainOptions:
     document_mask: bool = False
     """Let tokens look only at their own document, not at those before it in the window."""
     mask_prompt: bool = False
-    """In rows with the fields prompt and completion, learn the completion only."""
+    """In chats, and in rows with the fields prompt and completion, learn the answers only."""
     workers: int | None = None
     """Processes that tokenize; the result is the same. Default: one per CPU core."""
     out: str | None = None

@@ -23,7 +23,7 @@ from minigpt2.corpus.survey import (
     rough_duration,
     survey,
 )
-from minigpt2.corpus.token_file import DOCUMENT, TokenFile, TokenFileInfo
+from minigpt2.corpus.token_file import DOCUMENT, SPAN, TokenFile, TokenFileInfo
 from minigpt2.tokenizer import Tokenizer
 from tokenizer_folders import with_words, word
 from vocabularies import change_json
@@ -49,9 +49,9 @@ def file_of(documents, name="train"):
     records["end"] = np.cumsum([len(document) for document in documents])
     records["source"] = np.arange(len(documents))
     ids = np.concatenate(documents).astype(np.uint16)
-    info = TokenFileInfo("uint16", len(ids), 65536, "", "", "")
+    info = TokenFileInfo("uint16", len(ids), 65536, "", "", "", "")
     labels = tuple(f"{name} {number}" for number in range(len(documents)))
-    return TokenFile(None, ids, info, records, labels)  # pyright: ignore
+    return TokenFile(None, ids, info, records, np.empty(0, SPAN), labels)  # pyright: ignore
 
 
 def random_documents(number, length, seed):

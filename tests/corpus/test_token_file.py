@@ -81,7 +81,7 @@ def test_documents_have_the_names_that_the_user_gave_now(tmp_path, monkeypatch):
 def test_a_row_of_a_file_is_named_with_it(tmp_path):
     paths = write(tmp_path, a="one", b="two")
     file = prepare(paths, Bytes(), val_fraction=0, cache_dir=tmp_path / "cache").train
-    rows = np.array([(3, 1, 0, 1, 0), (8, 17, 0, 1, 1)], token_file.DOCUMENT)
+    rows = np.array([(3, 1, 1, 0), (8, 17, 1, 1)], token_file.DOCUMENT)
     first, second = replace(file, documents=rows).documents_at([0, 7])
     assert (first.label, second.label) == (
         f"{paths[1]}:row 1",
@@ -103,6 +103,9 @@ def test_the_json_beside_a_token_file_says_what_it_is(tmp_path):
             "sha256": hashlib.sha256(file.path.read_bytes()).hexdigest(),
             "documents_sha256": hashlib.sha256(
                 file.path.with_suffix(".documents").read_bytes()
+            ).hexdigest(),
+            "prompts_sha256": hashlib.sha256(
+                file.path.with_suffix(".prompts").read_bytes()
             ).hexdigest(),
         }
         again = TokenFile.open(file.path)

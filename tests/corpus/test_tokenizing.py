@@ -1,19 +1,22 @@
 """Documents to ids, here and in other processes. Oracle: the text in one string, tokenized."""
 
+import hashlib
 import json
 import logging
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from corpora import Bytes, Words, gpt2, ids_of, made_in, rows_of, texts, write
@@ -77,8 +80,10 @@ def test_prompts_are_tokenized_by_themselves_and_their_lengths_are_known(tmp_pat
     encode, eot = gpt2().encode, gpt2().eot
     expected = [encode("How ma") + encode("ny?"), encode("x"), encode("plain"), encode("only")]
     assert [ids for ids, _ in rows_of(corpus.train)] == [[*ids, eot] for ids in expected]
-    prompts = corpus.train.documents["prompt"].tolist()
-    assert prompts == [len(encode("How ma")), 0, 0, len(encode("only"))]
+    starts = [0, *corpus.train.documents["end"].tolist()]
+    n_first, n_last = len(encode("How ma")), len(encode("only"))
+    spans = [(0, n_first), (starts[3], starts[3] + n_last)]
+    assert corpus.train.prompts.tolist() == spans
     assert corpus.train.documents["row"].tolist() == [1, 2, 3, 4]
 
 
@@ -285,3 +290,75 @@ def test_a_signal_to_all_processes_ends_them_in_silence(tmp_path, moment, name, 
     out, err = parent.communicate(timeout=60)  # the pipes close when all processes have ended
     assert (parent.returncode, out, err.strip()) == (code, "", "")
     assert made_in(tmp_path / "cache" / "tokens") == []
+
+
+turns = st.lists(st.tuples(texts, texts), max_size=3)
+
+
+@quick
+@given(st.lists(turns, min_size=1, max_size=4))
+def test_of_chats_all_but_the_answers_and_their_ends_are_prompts(chats):
+    tokenizer = gpt2()
+    assume(any(chats))
+    rows = [
+        [{"role": role, "content": said} for turn in chat for role, said in zip(ROLES, turn)]
+        for chat in chats
+    ]
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name, "chats.jsonl")
+        path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+        corpus = prepare([path], tokenizer, val_fraction=0, cache_dir=Path(name, "cache"))
+    ids, spans, n_chats = [], [], 0
+    for row in filter(None, rows):
+        n_chats += 1
+        for at in range(0, len(row), 2):
+            # what is asked, and where the answer begins
+            asked = tokenizer.encode_chat(row[at : at + 1])
+            spans.append((len(ids), len(ids) + len(asked)))
+            ids += [*asked, *tokenizer.encode(row[at + 1]["content"]), tokenizer.eot]
+    assert corpus.train.tokens.tolist() == ids
+    assert corpus.train.prompts.tolist() == spans
+    assert corpus.counts["chats"] == n_chats
+    assert corpus.counts["chats_of_several_answers"] == sum(len(row) > 2 for row in rows)
+    assert corpus.special == {}  # end-of-text that is said is not counted as a separator
+
+
+ROLES = ("user", "assistant")
+
+
+def test_answers_of_a_chat_that_is_cut_for_what_is_held_out_stay_answers(tmp_path):
+    said = [{"role": ROLES[n % 2], "content": f"{n} " * 40} for n in range(40)]
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps([{"messages": said}]))
+    options = {"workers": 1, "cache_dir": tmp_path / "cache"}
+    whole = prepare([path], gpt2(), val_fraction=0, **options).train
+    parts = prepare([path], gpt2(), val_fraction=0.37, **options)
+    assert parts.val is not None
+    masks = [mask_of(file) for file in (parts.train, parts.val)]
+    assert masks[0] + masks[1] == mask_of(whole)
+    assert 0 < sum(masks[1]) < len(masks[1])
+    assert parts.train.tokens.tolist() + parts.val.tokens.tolist() == whole.tokens.tolist()
+
+
+def mask_of(file):
+    """For each token whether it is a prompt's."""
+    mask = [False] * len(file.tokens)
+    for start, end in file.prompts.tolist():
+        mask[start:end] = [True] * (end - start)
+    return mask
+
+
+def test_where_prompts_stand_decides_what_a_corpus_is_and_runs_know_what_they_had(tmp_path):
+    rows = [{"prompt": "How ma", "completion": "ny?"}, {"prompt": "", "completion": "x"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = prepare([path], gpt2(), val_fraction=0, cache_dir=tmp_path / "cache")
+    lengths = np.array([len(gpt2().encode("How ma")), 0], np.int64)
+    digests = [hashlib.sha256(lengths.tobytes()).hexdigest()]
+    content = json.dumps([[corpus.train.info.sha256], digests])
+    assert corpus.identity == hashlib.sha256(content.encode()).hexdigest()[:16]
+    moved = corpus.train.prompts.copy()
+    moved["start"] += 1
+    other = replace(corpus, train=replace(corpus.train, prompts=moved))
+    none = replace(corpus, train=replace(corpus.train, prompts=moved[:0]))
+    assert len({corpus.identity, other.identity, none.identity}) == 3

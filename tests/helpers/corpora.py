@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
+from minigpt2.formats.chat import ChatTemplate
 from minigpt2.tokenizer import Tokenizer
 
 FRAGMENTS = [
@@ -27,6 +28,7 @@ class Bytes:
     vocab_size = 257
     identity = "bytes"
     uncut = ()
+    chat = ChatTemplate()
     cut_before = " \t\r\n"
 
     def encode(self, text):

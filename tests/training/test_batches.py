@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from minigpt2.corpus.prepared import prepare
-from minigpt2.corpus.token_file import DOCUMENT, TokenFile, TokenFileInfo
+from minigpt2.corpus.token_file import DOCUMENT, SPAN, TokenFile, TokenFileInfo
 from minigpt2.errors import InputError
 from minigpt2.tokenizer import Tokenizer
 from minigpt2.training.batches import IGNORE, Batches, validation_batches
@@ -225,33 +226,41 @@ def test_batches_of_a_prepared_corpus_are_its_tokens(tmp_path):
     assert torch.cat(scored)[torch.cat(scored) != IGNORE].tolist() == corpus.val.tokens[1:].tolist()
 
 
-lengths_of_documents = st.lists(
-    st.tuples(st.integers(1, 9), st.integers(0, 8)).map(lambda pair: (pair[0], min(pair))),
-    min_size=1,
-    max_size=12,
-)
+marks = st.lists(st.booleans(), min_size=1, max_size=9)
+documents_with_prompts = st.lists(marks, min_size=1, max_size=12)
 
 
-def with_prompts(lengths):
-    """A token file of consecutive numbers, and the positions of prompts' tokens."""
-    records = np.zeros(len(lengths), DOCUMENT)
-    records["end"] = np.cumsum([length for length, _ in lengths])
-    records["prompt"] = [min(prompt, length - 1) for length, prompt in lengths]
-    ids = numbers(int(records["end"][-1]))
-    starts = records["end"] - [length for length, _ in lengths]
-    prompts = {
-        int(at) for start, n in zip(starts, records["prompt"]) for at in range(start, start + n)
-    }
-    info = TokenFileInfo("uint16", len(ids), 65536, "", "", "")
-    return TokenFile(Path("train.bin"), ids, info, records), prompts
+def with_prompts(documents):
+    """A token file of consecutive numbers, and the positions of prompts' tokens: of each document
+    it is said which of its tokens are a prompt's; the last never is.
+    """
+    records = np.zeros(len(documents), DOCUMENT)
+    records["end"] = np.cumsum([len(document) for document in documents])
+    flat = [mark and n < len(doc) for doc in documents for n, mark in enumerate(doc, 1)]
+    prompts, spans = {at for at, mark in enumerate(flat) if mark}, []
+    for at in sorted(prompts):  # runs that go over the end of a document are cut there
+        if spans and spans[-1][1] == at and at not in records["end"]:
+            spans[-1] = (spans[-1][0], at + 1)
+        else:
+            spans.append((at, at + 1))
+    ids = numbers(len(flat))
+    info = TokenFileInfo("uint16", len(ids), 65536, "", "", "", "")
+    return TokenFile(Path("train.bin"), ids, info, records, np.array(spans, SPAN)), prompts
+
+
+def beginning(lengths, prompts):
+    """A token file of documents that begin with prompts of these lengths."""
+    ends, (file, _) = np.cumsum(lengths), with_prompts([[False] * n for n in lengths])
+    spans = [(e - n, e - n + p) for e, n, p in zip(ends, lengths, prompts) if p]
+    return replace(file, prompts=np.array(spans, SPAN))
 
 
 @quick
-@given(lengths_of_documents, sizes, sizes, seeds, st.integers(0, 2))
+@given(documents_with_prompts, sizes, sizes, seeds, st.integers(0, 2))
 def test_with_masked_prompts_all_other_tokens_are_targets_once_and_prompts_never(
-    lengths, T, batch_size, seed, epoch
+    documents, T, batch_size, seed, epoch
 ):
-    file, prompts = with_prompts(lengths)
+    file, prompts = with_prompts(documents)
     assume(len(file.tokens) > T and prompts)
     sizes = {"block_size": T, "batch_size": batch_size, "seed": seed}
     batches = Batches(file, **sizes, mask_prompt=True)
@@ -265,9 +274,9 @@ def test_with_masked_prompts_all_other_tokens_are_targets_once_and_prompts_never
 
 
 @quick
-@given(lengths_of_documents, sizes, sizes)
-def test_held_out_prompts_are_not_scored_either(lengths, T, batch_size):
-    file, prompts = with_prompts(lengths)
+@given(documents_with_prompts, sizes, sizes)
+def test_held_out_prompts_are_not_scored_either(documents, T, batch_size):
+    file, prompts = with_prompts(documents)
     assume(len(file.tokens) > 1)
     sizes = {"block_size": T, "batch_size": batch_size}
     masked = [*validation_batches(file, **sizes, mask_prompt=True)]
@@ -278,24 +287,23 @@ def test_held_out_prompts_are_not_scored_either(lengths, T, batch_size):
 
 
 def test_masking_prompts_of_a_text_without_any_is_refused():
-    file, _ = with_prompts([(5, 0), (7, 0)])
-    with pytest.raises(InputError, match="no row has the fields prompt and completion"):
+    file = beginning([5, 7], [0, 0])
+    with pytest.raises(InputError, match="no row is a chat, or has the fields prompt and compl"):
         Batches(file, block_size=3, batch_size=2, seed=1, mask_prompt=True)
     assert len([*validation_batches(file, block_size=3, batch_size=2, mask_prompt=True)]) == 2
 
 
 def test_a_text_of_prompts_alone_is_refused():
-    file, _ = with_prompts([(1, 0), (7, 6), (5, 4)])
-    sizes = {"block_size": 3, "batch_size": 2, "mask_prompt": True}
-    Batches(file, **sizes, seed=1)
-    file.documents["prompt"] = [1, 7, 5]
+    lengths, sizes = [1, 7, 5], {"block_size": 3, "batch_size": 2, "mask_prompt": True}
+    Batches(beginning(lengths, [0, 6, 4]), **sizes, seed=1)
+    file = beginning(lengths, [1, 7, 5])
     with pytest.raises(InputError, match="the training part is a prompt and nothing else"):
         Batches(file, **sizes, seed=1)
     with pytest.raises(InputError, match="the held-out part is a prompt and nothing else"):
         validation_batches(file, **sizes)
-    file.documents["prompt"] = [0, 7, 5]  # the first token is never a target
+    file = beginning(lengths, [0, 7, 5])  # the first token is never a target
     with pytest.raises(InputError, match="the held-out part is a prompt and nothing else"):
         validation_batches(file, **sizes)
     Batches(file, **sizes, seed=1)
-    file.documents["prompt"] = [1, 7, 4]
+    file = beginning(lengths, [1, 7, 4])
     assert len([*validation_batches(file, **sizes)]) == 2

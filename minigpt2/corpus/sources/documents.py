@@ -9,10 +9,13 @@ from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from ...errors import InputError
+from ...formats.chat import ChatTemplate
 from ..options import TextConfig
 from .files import CHUNK_BYTES, Source, UnpackedFile, suffixes_of
 from .html_text import Page
 from .rows import ROW_READERS, Chunk, row_chunks
+
+OWN_TEMPLATE = ChatTemplate()
 
 
 def kind_of(source: Source) -> Literal["rows", "page", "text"]:
@@ -24,17 +27,22 @@ def kind_of(source: Source) -> Literal["rows", "page", "text"]:
 
 
 def read_documents(
-    source: Source, text: TextConfig, *, chunk_bytes: int = CHUNK_BYTES
+    source: Source,
+    text: TextConfig,
+    chat: ChatTemplate = OWN_TEMPLATE,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Iterator[Chunk]:
     """The documents of a file, in chunks of about `chunk_bytes` bytes that are cut anywhere.
 
     One leading BOM is left out, nothing else of the text changes. An empty row or file is one
     chunk with ""; an empty part between two separators is none, but counts as a row. Only text
-    files are separated, HTML is not. Takes memory for a few chunks and one row. Raises InputError
-    for what cannot be read, is no text, or is a row without text.
+    files are separated, HTML is not; a chat is what the template makes of it. Takes memory for a
+    few chunks and one row. Raises InputError for what cannot be read, is no text, or is a row
+    without text.
     """
     last = None
-    for chunk in chunks_of(UnpackedFile(source, chunk_bytes), text):
+    for chunk in chunks_of(UnpackedFile(source, chunk_bytes), text, chat):
         if last is not None:
             yield last
         last = chunk
@@ -42,12 +50,14 @@ def read_documents(
         yield last._replace(position=max(last.position, source.size))
 
 
-def chunks_of(file: UnpackedFile, text: TextConfig) -> Iterator[Chunk]:
+def chunks_of(
+    file: UnpackedFile, text: TextConfig, chat: ChatTemplate = OWN_TEMPLATE
+) -> Iterator[Chunk]:
     """The documents of a file in chunks, as its kind is read."""
     kind = kind_of(file.source)
     if kind == "rows":
         rows = ROW_READERS[suffixes_of(file.label)[0]]
-        return row_chunks(file, text.text_field, rows(file, text))
+        return row_chunks(file, text.text_field, rows(file, text), chat)
     if kind == "page":
         return _whole_chunks(file, filter(None, _page_texts(file)))
     if text.separator:

@@ -10,19 +10,22 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
 from ...errors import InputError, OptionError
+from ...formats.chat import ChatTemplate
 from ..options import TextConfig
+from .chats import LISTS, chat_fields, messages_of
 from .files import UnpackedFile, read_errors_named, suffixes_of
 
 FIELD_LIMIT = 2**31 - 1  # of the csv module, in characters
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
 JSON_KINDS = {bool: "true or false", int: "a number", float: "a number", list: "an array"}
 JSON_KINDS |= {dict: "an object", type(None): "null"}
+PAIR = ("prompt", "completion")
 
 Row = tuple[int, Any]  # its number, and an object or a string
 
@@ -34,21 +37,28 @@ class Chunk(NamedTuple):
     row: int  # from 1: its row, object or separated part; 0 where the file is one document
     is_last: bool  # the last chunk of its document
     position: int  # bytes of the file, as it lies on disk, that were read so far
-    prompt: bool = False  # part of the "prompt" of a row with "prompt" and "completion"
+    prompt: bool = False  # part of what asks for an answer
+    shielded: bool = False  # its document is a chat (`ChatTemplate.shielded`)
 
 
 class NoRowsError(OptionError):
     """A file that was to hold rows with text, and holds something else."""
 
 
-def row_chunks(file: UnpackedFile, field: str, rows: Iterable[Row]) -> Iterator[Chunk]:
-    """The texts of rows: the field of this name, or a prompt and its completion."""
+def row_chunks(
+    file: UnpackedFile, field: str, rows: Iterable[Row], chat: ChatTemplate
+) -> Iterator[Chunk]:
+    """The texts of rows: the field of this name, a prompt and its completion, or a chat."""
     for number, row in rows:
         prompt, body, name = "", row, field
         if isinstance(row, dict):
-            if field in row:
+            columns = columns_of(row, field)
+            if is_chat(row, columns, field):
+                yield from _chat_chunks(file, (number, row), columns, chat)
+                continue
+            if columns == (field,):
                 body = row[field]
-            elif "prompt" in row and "completion" in row:
+            elif columns:
                 prompt, body, name = row["prompt"], row["completion"], "completion"
             else:
                 raise _no_field(f"{file.label}:row {number}", field, row)
@@ -60,6 +70,39 @@ def row_chunks(file: UnpackedFile, field: str, rows: Iterable[Row]) -> Iterator[
         if prompt != "" and (prompt := _checked(prompt, file, number, "prompt")):
             yield Chunk(prompt, number, False, file.position, True)
         yield Chunk(_checked(body, file, number, name), number, True, file.position)
+
+
+def columns_of(names: Collection[str], field: str) -> tuple[str, ...]:
+    """The fields of a row with these names that hold its text; none if it is not understood."""
+    if field in names:
+        return (field,)
+    return PAIR if set(PAIR) <= set(names) else chat_fields(names)
+
+
+def is_chat(row: dict[str, Any], columns: tuple[str, ...], field: str) -> bool:
+    """Whether these columns of a row are a chat: by their names, or a list in the named field."""
+    if columns == (field,):
+        value = row[field]
+        if field in LISTS:
+            return type(value) is list or (type(value) is str and value.lstrip().startswith("["))
+        return type(value) is list and bool(value) and type(value[0]) is dict
+    return columns not in ((), PAIR)
+
+
+def _chat_chunks(
+    file: UnpackedFile, row: Row, columns: tuple[str, ...], chat: ChatTemplate
+) -> Iterator[Chunk]:
+    number, values = row
+    try:
+        parts = chat.parts(messages_of(values, columns))
+    except InputError as problem:
+        raise InputError(f"{file.label}:row {number}: {problem}") from None
+    if parts:  # the document has an end-of-text of its own
+        parts[-1] = parts[-1]._replace(text=parts[-1].text.removesuffix(chat.eos))
+    for text, is_answer in parts:
+        if text:
+            yield Chunk(text, number, False, file.position, not is_answer, True)
+    yield Chunk("", number, True, file.position, bool(parts) and not parts[-1].is_answer, True)
 
 
 def _checked(value: object, file: UnpackedFile, row: int, name: str) -> str:
@@ -293,16 +336,18 @@ def _text_columns(file: UnpackedFile, schema: Any, field: str) -> list[str]:
     """The columns that are read; InputError if they hold no text."""
     from pyarrow import types
 
-    columns = [field] if field in schema.names else ["prompt", "completion"]
-    if not set(columns) <= set(schema.names):
+    columns = columns_of(schema.names, field)
+    if not columns:
         raise _no_field(f"{file.label}:row 1", field, schema.names)
     for name in columns:
         kind = schema.field(name).type
+        if types.is_list(kind) or types.is_large_list(kind):
+            continue  # of messages, or refused row by row
         kind = kind.value_type if types.is_dictionary(kind) else kind
         tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
         if not any(test(kind) for test in tests):
             raise InputError(f"{file.label}:row 1 has {kind} in {name!r}, allowed is a string")
-    return columns
+    return list(columns)
 
 
 def _rows_at_once(metadata: Any, n_bytes: int) -> int:
