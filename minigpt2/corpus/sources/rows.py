@@ -93,6 +93,10 @@ def _chat_chunks(
     file: UnpackedFile, row: Row, columns: tuple[str, ...], chat: ChatTemplate
 ) -> Iterator[Chunk]:
     number, values = row
+    if type(values[columns[0]]) is dict:  # such as the texts of a program, by language
+        raise NoRowsError(
+            f"{file.label}:row {number}: {columns[0]!r} is an object, allowed is a list of messages"
+        )
     try:
         parts = chat.parts(messages_of(values, columns))
     except InputError as problem:

@@ -134,6 +134,7 @@ def test_text_and_prompts_with_completions_go_before_chats():
 BAD = [
     ({"messages": "hello"}, "'messages' is 'hello', which is not JSON"),
     ({"messages": 5}, "'messages' is 5, allowed is a list of messages"),
+    ({"messages": {"ok": "OK"}}, "'messages' is an object, allowed is a list of messages"),
     ({"messages": ["x"]}, "message 1 of 'messages' is 'x', allowed is an object with role and"),
     (
         {"messages": [*MESSAGES, {"text": "x"}]},
