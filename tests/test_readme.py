@@ -13,6 +13,7 @@ import pytest
 import tree
 
 import warm
+from minigpt2.formats.chat import TEMPLATE
 from scripts import ROOT, later_wins, run_here, tiny_folder
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -59,6 +60,8 @@ def workplace(tmp_path, monkeypatch):
         path.write_text(f"{name}: {text}")
     (tmp_path / "poems.csv").write_text("poem\n" + "A lamp and a wall.\n" * 40)
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "A lamp", "completion": " a wall"}\n' * 40)
+    row = {"question": "What burns?", "answer": "The lamp."}
+    (tmp_path / "chats.jsonl").write_text(f"{json.dumps(row)}\n" * 40)
     for folder in (
         "gpt2",
         "distilgpt2",
@@ -66,9 +69,11 @@ def workplace(tmp_path, monkeypatch):
         "gpt2-xl",
         "runs/first",
         "runs/my-gpt2",
+        "runs/chat",
         "SOURCE",
     ):
         tiny_folder(tmp_path / folder)
+    (tmp_path / "runs" / "chat" / "chat_template.jinja").write_text(TEMPLATE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINIGPT2_CACHE", str(tmp_path / "cache"))
     return tmp_path
