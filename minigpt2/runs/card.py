@@ -39,6 +39,10 @@ SETTINGS = {
     "dropout": "dropout",
     "seed": "seed",
 }
+CHAT_INPUTS = """tokenizer.apply_chat_template(
+    [{"role": "user", "content": "Hello"}],
+    add_generation_prompt=True, return_dict=True, return_tensors="pt",
+)"""
 
 
 def write_card(run: RunFolder) -> None:
@@ -209,12 +213,15 @@ def _usage(record: Record) -> str:
     else:
         library, model_class = "transformers", "AutoModelForCausalLM"
         imports = "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    ask, inputs = '--prompt "Once"', 'tokenizer("Once", return_tensors="pt")'
+    if record.info.data.more.get("chats"):
+        ask, inputs = "--interactive", CHAT_INPUTS
     return f"""## How to use
 
 With minigpt2, from its own folder:
 
 ```
-python sample.py --model FOLDER_OF_THIS_FILE --prompt "Once"
+python sample.py --model FOLDER_OF_THIS_FILE {ask}
 ```
 
 With {library}:
@@ -224,7 +231,7 @@ With {library}:
 
 tokenizer = AutoTokenizer.from_pretrained(".")
 model = {model_class}.from_pretrained(".")
-inputs = tokenizer("Once", return_tensors="pt")
+inputs = {inputs}
 outputs = model.generate(**inputs, max_new_tokens=100, do_sample=True, temperature=0.8, top_p=0.95)
 print(tokenizer.decode(outputs[0]))
 ```"""

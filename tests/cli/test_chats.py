@@ -1,6 +1,7 @@
 """Chats from a file to a run, and from the run to a conversation."""
 
 import json
+import re
 from itertools import count
 
 import pytest
@@ -59,7 +60,9 @@ def trained(capsys, tmp_path, model, *more, n_turns=2):
     return run_here(capsys, "train", *argv, "--batch-size", 2, *more)
 
 
-def test_a_run_on_chats_keeps_the_template_and_says_how_to_talk_to_it(capsys, tmp_path, model):
+def test_a_run_on_chats_keeps_the_template_and_says_how_to_talk_to_it(
+    capsys, tmp_path, model, monkeypatch
+):
     result = trained(capsys, tmp_path, model, "--mask-prompt")
     assert result.code == 0, result.err
     assert "chats                     40" in result.err
@@ -72,6 +75,13 @@ def test_a_run_on_chats_keeps_the_template_and_says_how_to_talk_to_it(capsys, tm
         assert ours.has_chat_template
         expected = theirs.apply_chat_template(messages, tokenize=False)
         assert ours.chat.render(messages) == expected
+    card = (run / "README.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    shorter = code.replace("max_new_tokens=100", "max_new_tokens=2")
+    monkeypatch.chdir(run)
+    exec(shorter, {})
+    assert "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n" in capsys.readouterr().out
+    assert "--interactive" in card
     again = run_here(capsys, "train", "--resume", "--out", run, "--max-steps", 3)
     assert again.code == 0, again.err
 
