@@ -55,7 +55,7 @@ class ChatTemplate:
     words: tuple[str, ...] = ("<|endoftext|>",)
     """Names of tokens that are plain text where a message says them."""
 
-    @property
+    @cached_property
     def eos(self) -> str:
         """The name of end-of-text."""
         return dict(self.names)["eos_token"]
@@ -105,15 +105,15 @@ class ChatTemplate:
     def _own_parts(
         self, messages: Sequence[Message], add_generation_prompt: bool
     ) -> Iterator[Part]:
-        """Our own template writes every message by itself."""
-        begin = self._rendered([], True)
+        """What our own template writes, without Jinja, which takes three times as long in all."""
+        begin = f"<|im_start|>{ANSWERS}\n"
         for message in messages:
-            text = self._rendered([message], False)
-            if message["role"] == ANSWERS:
+            role, content = message["role"], message["content"]
+            if role == ANSWERS:
                 yield Part(begin, False)
-                yield Part(text.removeprefix(begin), True)
+                yield Part(content + self.eos, True)
             else:
-                yield Part(text, False)
+                yield Part(f"<|im_start|>{role}\n{content}<|im_end|>\n", False)
         if add_generation_prompt:
             yield Part(begin, False)
 
