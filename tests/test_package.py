@@ -99,6 +99,8 @@ WRONG = {
     "min_characters": lambda _: TextConfig(min_characters=-1),
     "duplicates": lambda _: TextConfig(duplicates="dorp"),
     "text_field": lambda _: TextConfig(text_field=""),
+    "csv_columns": lambda _: TextConfig(csv_columns="a,a"),
+    "csv_delimiter": lambda _: TextConfig(csv_delimiter=";;"),
     "document_separator": lambda _: TextConfig(document_separator=""),
     "n_layer": lambda _: GPT2Config(n_layer=0),
     "dtype": lambda _: minigpt2.load("/nowhere", device="cpu", dtype="int4"),

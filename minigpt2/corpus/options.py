@@ -5,11 +5,12 @@ Imports nothing heavy, as every `options.py`: `--help` and a mistyped flag are a
 
 from __future__ import annotations
 
+import csv
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..arguments import Preset, check_field, check_types
+from ..arguments import Preset, check_field, check_types, shown
 from ..errors import InputError, OptionError
 
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
@@ -27,6 +28,12 @@ class TextConfig:
     text_field: str = "text"
     """The field or column that holds the text, or the messages of a chat, in .jsonl, .json, .csv,
     .tsv and .parquet."""
+    csv_columns: str | None = None
+    """The columns of .csv and .tsv files that are the text, one below the other, in this order:
+    title,body; a name with a comma in quotes. Default: --text-field."""
+    csv_delimiter: str | None = None
+    """What stands between the columns of .csv and .tsv files, one character or \\t. Default: tabs
+    in .tsv; in .csv the comma, semicolon, tab or | by which the header names the text."""
     document_separator: str | None = None
     """Where one document ends and the next begins inside a text file; \\n, \\t, \\r and \\\\ are
     understood. Default: a file is one document."""
@@ -53,11 +60,54 @@ class TextConfig:
             raise OptionError(f"{name} is empty: give the text between documents", name)
         if self.text_field == "":
             raise OptionError("text_field is empty: name the field that holds it", "text_field")
+        if self.csv_columns is not None:
+            _names_of(self.csv_columns)
+        allowed = r"one character other than a quote and a line end, or \t"
+        check_field(
+            self, "csv_delimiter", self.delimiter is None or _divides(self.delimiter), allowed
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names in csv_columns; none where it is not given."""
+        return () if self.csv_columns is None else _names_of(self.csv_columns)
+
+    @property
+    def delimiter(self) -> str | None:
+        """The delimiter of tables with its escape understood."""
+        return "\t" if self.csv_delimiter == r"\t" else self.csv_delimiter
 
     @property
     def separator(self) -> str | None:
         """The document separator with its escapes understood."""
         return self.document_separator and unescape(self.document_separator)
+
+
+def _divides(delimiter: str) -> bool:
+    """Whether it can stand between the columns of a table."""
+    return len(delimiter) == 1 and delimiter not in '"\r\n\0'
+
+
+def _names_of(csv_columns: str) -> tuple[str, ...]:
+    """The names in a line of CSV; OptionError if it is none, or one of them is empty or twice."""
+    try:
+        (names,) = csv.reader([csv_columns], strict=True)
+    except (csv.Error, ValueError) as problem:
+        raise _no_names(csv_columns, f"is no line of CSV ({problem})") from problem
+    if not names or "" in names:
+        raise _no_names(csv_columns, "holds an empty name" if names else "names nothing")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise _no_names(csv_columns, f"names {shown(twice[0])} twice")
+    return tuple(names)
+
+
+def _no_names(csv_columns: str, reason: str) -> OptionError:
+    return OptionError(
+        f"csv_columns is {shown(csv_columns)}, which {reason}: name columns, each once, with "
+        'commas between them; a name with a comma stands in quotes: "a, b"',
+        "csv_columns",
+    )
 
 
 @dataclass(frozen=True)

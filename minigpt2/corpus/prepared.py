@@ -23,14 +23,16 @@ from pathlib import Path
 
 import numpy as np
 
+from ..arguments import flag
 from ..errors import InputError, OptionError
 from ..system.files import cache_folder, file_sha256, lock, read_json, sync, write_json
 from .hold_out import hold_out
 from .near_duplicates import near_duplicates
 from .options import TextConfig
 from .sources.documents import kind_of
-from .sources.files import Source
+from .sources.files import START_BYTES, Source, UnpackedFile, suffixes_of
 from .sources.find import find_sources
+from .sources.rows import TABLES, table_delimiter, usual_delimiter
 from .token_file import BLOCK_BYTES, DOCUMENT, SPAN, TokenFile, dtype_for, write_token_file
 from .tokenizing import TOKENIZED, TextTokenizer, tokenize
 
@@ -134,6 +136,7 @@ def prepare(
         train = find_sources(paths, spool=spool, text=text)
         val = find_sources(val_paths, spool=spool, text=text) if val_paths else []
         _warn_of_idle_settings([*train, *val], text)
+        _say_delimiters([*train, *val], text)
         twice = {source.path.resolve() for source in train} & {s.path.resolve() for s in val}
         if twice:
             raise InputError(f"{min(twice)} is both training and held-out text: name it once")
@@ -159,12 +162,41 @@ def prepare(
 def _warn_of_idle_settings(sources: Sequence[Source], text: TextConfig) -> None:
     """Say which settings are for files of another kind."""
     kinds = [kind_of(source) for source in sources]
-    if text.text_field != DEFAULT.text_field and "rows" not in kinds:
+    tables, has_field = _tables(sources), text.text_field != DEFAULT.text_field
+    if has_field and "rows" not in kinds:
         logger.warning("--text-field changes nothing: no file has rows with fields")
+    elif has_field and text.columns and kinds.count("rows") == len(tables):
+        logger.warning("--text-field changes nothing: --csv-columns names what is read")
+    for name in ("csv_columns", "csv_delimiter"):
+        if getattr(text, name) is not None and not tables:
+            logger.warning(f"{flag(name)} changes nothing: no file is .csv or .tsv")
     if text.document_separator is not None and "text" not in kinds:
         logger.warning(
             "--document-separator changes nothing: it is for plain text, and none is here"
         )
+
+
+def _say_delimiters(sources: Sequence[Source], text: TextConfig) -> None:
+    """Say which tables have other delimiters than their names say, unless one was given."""
+    found: dict[str, list[str]] = {}
+    for source in _tables(sources) if text.delimiter is None else ():
+        delimiter = table_delimiter(UnpackedFile(source, START_BYTES), text)
+        if delimiter != usual_delimiter(source.label):
+            found.setdefault(delimiter, []).append(source.label)
+    if found:
+        parts = [
+            f"by {delimiter!r} in {len(labels):,} file{'s' * (len(labels) != 1)}"
+            for delimiter, labels in found.items()
+        ]
+        logger.info(
+            "columns are divided %s, such as %s: --csv-delimiter names another delimiter",
+            " and ".join(parts),
+            next(iter(found.values()))[0],
+        )
+
+
+def _tables(sources: Sequence[Source]) -> list[Source]:
+    return [source for source in sources if suffixes_of(source.label)[0] in TABLES]
 
 
 def default_cache_dir() -> Path:

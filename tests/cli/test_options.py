@@ -20,7 +20,8 @@ CONTRACT = {
     "dropout eval-every "
     "save-every patience seed device dtype compile activation-checkpointing lora-rank lora-alpha "
     "merge-lora fsdp tensorboard document-mask mask-prompt workers text-field document-separator "
-    "normalize-unicode normalize-newlines remove-control-characters duplicates min-characters",
+    "normalize-unicode normalize-newlines remove-control-characters duplicates min-characters "
+    "csv-columns csv-delimiter",
     SampleOptions: "prompt prompt-file model max-new-tokens temperature top-k top-p min-p "
     "repetition-penalty num-samples seed stop device dtype json interactive no-repeat-ngram "
     "prompts-file finish-sentence ban guess draft compile top-logprobs",
@@ -62,7 +63,31 @@ def test_the_escapes_of_a_separator_are_understood(given, understood):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"min_characters": -1}, {"document_separator": ""}, {"text_field": ""}]
+    ("given", "understood"),
+    [
+        (None, ()),
+        ("a", ("a",)),
+        ("b, a ", ("b", " a ")),
+        ('"a, b",c d', ("a, b", "c d")),
+        ('"say ""x""","two\nlines"', ('say "x"', "two\nlines")),
+    ],
+)
+def test_the_columns_of_tables_are_a_line_of_csv(given, understood):
+    assert TextConfig(csv_columns=given).columns == understood
+
+
+def test_a_delimiter_is_a_character_or_a_tab_as_one_types_it():
+    given = [None, ";", r"\t", "\t", "\\", "·"]
+    assert [TextConfig(csv_delimiter=text).delimiter for text in given] == [
+        None, ";", "\t", "\t", "\\", "·"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"min_characters": -1}, {"document_separator": ""}, {"text_field": ""}]
+    + [{"csv_columns": names} for names in ("", "a,,b", "a,b,a", '"a', "a\nb", '"a"b')]
+    + [{"csv_delimiter": text} for text in ("", ";;", '"', "\n", r"\n", "tab")],
 )
 def test_text_settings_that_make_no_sense_are_refused_by_name(wrong):
     (name,) = wrong
@@ -212,6 +237,7 @@ TEXT_FLAGS = {
     **dict.fromkeys(["normalize_unicode", "normalize_newlines", "duplicates"], ALWAYS),
     **dict.fromkeys(["remove_control_characters", "min_characters"], ALWAYS),
     **dict.fromkeys(["text_field", "document_separator", "special_tokens"], SITUATION),
+    **dict.fromkeys(["csv_columns", "csv_delimiter"], SITUATION),
 }
 HELD_OUT = [(["--val-data", "y"], "--val-data is what is held out")]
 TRAIN_FLAGS = {

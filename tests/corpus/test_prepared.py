@@ -280,6 +280,42 @@ def test_what_stops_the_work_leaves_nothing_behind(tmp_path, problem):
     assert made_in(tmp_path / "cache") == []
 
 
+NO_TABLE = "no file is .csv or .tsv"
+SAID_OF_TABLES = [  # files, options, what is said
+    ({"a.csv": ";", "b.csv": ",", "c.tsv": "\t"}, {}, ["by ';' in 1 file, such as a.csv"]),
+    ({"a.csv": "|", "b.csv": "\t", "c.csv": "|"}, {},
+     [r"by '\t' in 1 file and by '|' in 2 files, such as b.csv"]),  # training text first
+    ({"a.csv": ",", "b.tsv": "\t", "c.txt": ";"}, {}, []),
+    ({"a.csv": ";", "b.tsv": ";"}, {"csv_delimiter": ";"}, []),
+    ({"a.csv": ";"}, {"csv_columns": "n,text"}, ["by ';' in 1 file, such as a.csv"]),
+    ({"a.jsonl": ","}, {"csv_columns": "text"}, [f"--csv-columns changes nothing: {NO_TABLE}"]),
+    ({"a.txt": ","}, {"csv_delimiter": ";"}, [f"--csv-delimiter changes nothing: {NO_TABLE}"]),
+    ({"a.csv": ","}, {"csv_columns": "n", "text_field": "b"},
+     ["--text-field changes nothing: --csv-columns names what is read"]),
+    ({"a.csv": ",", "a.jsonl": ","}, {"csv_columns": "n", "text_field": "text"}, []),
+    ({"a.csv": ",", "a.jsonl": ","}, {"csv_columns": "text", "text_field": "body"}, []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "options", "said"), SAID_OF_TABLES)
+def test_of_tables_it_is_said_once_what_is_not_as_usual(tmp_path, caplog, files, options, said):
+    caplog.set_level(logging.INFO)
+    for name, delimiter in files.items():
+        row = {"n": "1", "text": f"in {name}", "body": f"in {name}"}
+        content = "".join(delimiter.join(part) + "\n" for part in (row, row.values()))
+        (tmp_path / name).write_text(json.dumps(row) if name.endswith(".jsonl") else content)
+    text, own = TextConfig(**options), [tmp_path / min(files)]
+    train = [tmp_path / name for name in files if len(files) == 1 or name != min(files)]
+    val = own if len(files) > 1 else []
+    for _ in range(2):  # of what is in the cache too
+        caplog.clear()
+        prepare(train, Bytes(), val_paths=val, text=text, cache_dir=tmp_path / "cache")
+        found = [line.replace(f"{tmp_path}{os.sep}", "") for line in caplog.messages]
+        found = [line for line in found if "held out" not in line]
+        ends = ": --csv-delimiter names another delimiter"
+        assert found == [f"columns are divided {s}{ends}" if s[0] == "b" else s for s in said]
+
+
 def test_of_two_at_once_one_works_and_the_other_waits_for_it(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     paths = write(tmp_path, a="one\n" * 99)

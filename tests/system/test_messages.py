@@ -137,6 +137,11 @@ def column(folder, text):
     return "train", "--data", path
 
 
+def csv_columns(folder, text):
+    (folder / "rows.csv").write_text("a,b\nOne,lamp\n")
+    return "train", "--data", folder / "rows.csv", "--csv-columns", text
+
+
 def parquet_column(folder, text):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     pq.write_table(pa.table({text: ["One lamp"]}), folder / "rows.parquet")
@@ -312,8 +317,9 @@ def kept_state(folder, text):
 
 PLACES = [
     data_name, no_text_in_data, json_field, text_field, value_of_a_field, broken_json, column,
-    parquet_column, model_name, model_folder, config_field, tensor_name, tensor_name_of_a_pickle,
-    shard_name, word, merge, added_word, kind_of_tokenizer, step_of_tokenizer, prompt_file,
+    csv_columns, parquet_column, model_name, model_folder, config_field, tensor_name,
+    tensor_name_of_a_pickle, shard_name, word, merge, added_word, kind_of_tokenizer,
+    step_of_tokenizer, prompt_file,
     prompts_that_are_no_json, flag, source_name, dest_name, out_name, owner_of_the_run, kept_state,
     *map(config_value, ["model_type", "activation_function", "n_layer", "vocab_size",
                         "tie_word_embeddings", "quantization_config"]),

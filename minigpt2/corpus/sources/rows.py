@@ -10,11 +10,12 @@ import io
 import json
 import re
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from itertools import chain
 from typing import Any, BinaryIO, NamedTuple
 
+from ...arguments import did_you_mean
 from ...errors import InputError, OptionError
 from ...formats.chat import ChatTemplate
 from ..options import TextConfig
@@ -22,6 +23,10 @@ from .chats import LISTS, chat_fields, messages_of
 from .files import UnpackedFile, read_errors_named, suffixes_of
 
 FIELD_LIMIT = 2**31 - 1  # of the csv module, in characters
+TABLES = (".csv", ".tsv")
+DELIMITERS = (",", ";", "\t", "|")  # of .csv files, in the order in which they are tried
+DELIMITER_LINE = re.compile(r'"?sep=([^"\r\n\0])"?[\r\n]*', re.IGNORECASE)  # Excel writes it
+HEADER_CHARACTERS = 2**20  # that are looked at to tell the delimiter
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
 JSON_KINDS = {bool: "true or false", int: "a number", float: "a number", list: "an array"}
 JSON_KINDS |= {dict: "an object", type(None): "null"}
@@ -251,10 +256,74 @@ class _Json:
         return True
 
 
-def _table_rows(file: UnpackedFile, _: TextConfig, dialect: str = "excel") -> Iterator[Row]:
+def wanted_columns(names: Sequence[str], text: TextConfig) -> tuple[str, ...]:
+    """Those of a table's columns that its documents are made of; none if they are not all there."""
+    if text.columns:
+        return text.columns if set(text.columns) <= set(names) else ()
+    return columns_of(names, text.text_field)
+
+
+def table_delimiter(file: UnpackedFile, text: TextConfig) -> str:
+    """What stands between the columns of a .csv or .tsv file: what the options say, or its first
+    line; otherwise tabs in .tsv, and in .csv that of DELIMITERS by which the header has the wanted
+    columns, or else the most columns.
+    """
+    return _opened_table(file, text)[0]
+
+
+def usual_delimiter(label: str) -> str:
+    """What stands between the columns of a file with this name if nothing says otherwise."""
+    return "\t" if suffixes_of(label)[0] == ".tsv" else ","
+
+
+def _opened_table(file: UnpackedFile, text: TextConfig) -> tuple[str, Iterator[str]]:
+    """The delimiter of a table, and its lines."""
+    lines = _table_lines(file.texts())
+    read = [next(lines, "")]
+    delimiter, usual = text.delimiter, usual_delimiter(file.label)
+    if said := DELIMITER_LINE.fullmatch(read[0]):
+        read[0] = "\n"  # a blank line, so that the others keep their numbers
+        delimiter = delimiter or said[1]
+    if delimiter is None and usual == ",":
+        delimiter = _detected(read, lines, text)
+    return delimiter or usual, chain(read, lines)
+
+
+def _detected(read: list[str], lines: Iterator[str], text: TextConfig) -> str:
+    """The delimiter of a header; the lines looked at are added to those read."""
+    most, best = 1, ","
+    for delimiter in DELIMITERS:
+        header = _header(_again(read, lines), delimiter)
+        if wanted_columns(header, text):
+            return delimiter
+        if len(header) > most:
+            most, best = len(header), delimiter
+    return best
+
+
+def _again(read: list[str], lines: Iterator[str]) -> Iterator[str]:
+    """The lines that were read, then others, which are added, up to HEADER_CHARACTERS."""
+    yield from read
+    size = sum(map(len, read))
+    while size < HEADER_CHARACTERS and (line := next(lines, "")):
+        read.append(line)
+        size += len(line)
+        yield line
+
+
+def _header(lines: Iterator[str], delimiter: str) -> list[str]:
+    """The names in the first row that is not blank; none if it cannot be read."""
+    try:
+        return next(filter(None, csv.reader(lines, delimiter=delimiter, strict=True)), [])
+    except csv.Error:
+        return []
+
+
+def _table_rows(file: UnpackedFile, text: TextConfig) -> Iterator[Row]:
+    delimiter, lines = _opened_table(file, text)
     # Strict: otherwise a stray quote takes the rest of the file for one field, and loses itself.
-    reader = csv.reader(_table_lines(file.texts()), dialect, strict=True)
-    header, number = None, 0
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    header, places, number = None, [], 0
     while True:
         limit = csv.field_size_limit(FIELD_LIMIT)  # is one for all of the process
         try:
@@ -272,14 +341,52 @@ def _table_rows(file: UnpackedFile, _: TextConfig, dialect: str = "excel") -> It
             continue  # a blank line
         if header is None:
             header = row
+            continue
+        number += 1
+        if len(row) != len(header):
+            raise OptionError(
+                f"{file.label}:row {number} has {len(row)} fields, its header has {len(header)}: "
+                f'put fields with {delimiter!r} in them in quotes ("..."), or name another '
+                "csv_delimiter",
+                "csv_delimiter",
+            )
+        if number == 1:
+            places = _column_places(file.label, header, text)
+        if places:
+            yield number, "\n".join(filter(None, [row[place] for place in places]))
         else:
-            number += 1
-            if len(row) != len(header):
-                raise InputError(
-                    f"{file.label}:row {number} has {len(row)} fields, its header has "
-                    f'{len(header)}: put fields with separators in them in quotes ("...")'
-                )
             yield number, dict(zip(header, row))
+
+
+def _column_places(label: str, header: Sequence[str], text: TextConfig) -> list[int]:
+    """Where in a row csv_columns are, if that is given; OptionError for a name that is not there,
+    InputError for a wanted one that is there twice.
+    """
+    listed = ", ".join(header)
+    listed = listed if len(listed) <= 200 else f"{listed[:200]}..."
+    for name in text.columns:
+        if name not in header:
+            raise OptionError(
+                f"{label}:row 1 has no column {name!r}{_alike(name, header)}; its columns are "
+                f"{listed}: name them with csv_columns",
+                "csv_columns",
+            )
+    for name in wanted_columns(header, text):
+        if (count := header.count(name)) > 1:
+            raise InputError(
+                f"{label}:row 1 has {count} columns {name!r}: give each a name of its own in the "
+                "header"
+            )
+    return [header.index(name) for name in text.columns]
+
+
+def _alike(name: str, names: Sequence[str]) -> str:
+    """The name that one differs from by blanks around it or by case, or else a near one, as a
+    question in parentheses, after a blank; "" if there is none.
+    """
+    bare = name.strip().casefold()
+    alike = [repr(other) for other in names if other.strip().casefold() == bare]
+    return f" (did you mean {alike[0]}?)" if alike else did_you_mean(name, names)
 
 
 def _table_lines(texts: Iterable[str]) -> Iterator[str]:
@@ -367,6 +474,6 @@ ROW_READERS: dict[str, Callable[[UnpackedFile, TextConfig], Iterator[Row]]] = {
     ".ndjson": _json_lines,
     ".json": _json_rows,
     ".csv": _table_rows,
-    ".tsv": partial(_table_rows, dialect="excel-tab"),
+    ".tsv": _table_rows,
     ".parquet": _parquet_rows,
 }

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minigpt2.corpus.options import TextConfig
+from minigpt2.corpus.sources import rows
 from minigpt2.corpus.sources.documents import read_documents
+from minigpt2.corpus.sources.files import UnpackedFile
 from minigpt2.errors import InputError
 from text_files import (
     DOCUMENTS,
@@ -57,6 +59,118 @@ def test_tables_may_end_their_lines_in_any_way(texts, newline, chunk_bytes):
     writer.writerows([["text"], *([text] for text in texts)])
     got = content_of("a.csv", file.getvalue(), chunk_bytes=chunk_bytes)
     assert [text for _, _, text in got] == texts
+
+
+DELIMITERS = [",", ";", "\t", "|"]
+names = st.sampled_from(["n", "", "a,b", "x;y", "p|q", "t\tu", 'say "x"', "two\nlines", "Text"])
+
+
+@quick
+@given(
+    st.lists(names, max_size=3, unique=True),
+    st.lists(names, max_size=2, unique=True),
+    columns,
+    st.sampled_from(DELIMITERS),
+    # With "\n" alone it puts no quotes around "\r" unless it does so around all.
+    st.sampled_from([("\r\n", csv.QUOTE_MINIMAL), ("\r\n", csv.QUOTE_ALL), ("\n", csv.QUOTE_ALL)]),
+    st.sampled_from(["", "\ufeff"]),
+    st.integers(1, 40),
+)
+def test_rows_come_back_with_any_delimiter(
+    before, after, texts, delimiter, form, mark, chunk_bytes
+):
+    newline, quoting = form
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, delimiter=delimiter, lineterminator=newline, quoting=quoting)
+    left, right = ["x;,|\t"] * len(before), ['"\n'] * len(after)
+    writer.writerows([[*before, "text", *after], *([*left, text, *right] for text in texts)])
+    content, rows = mark + file.getvalue(), [(n, "", text) for n, text in enumerate(texts, 1)]
+    assert content_of("a.csv", content, chunk_bytes=chunk_bytes) == rows
+    given = TextConfig(csv_delimiter=r"\t" if delimiter == "\t" else delimiter)
+    for name in ("a.csv", "a.tsv"):
+        assert content_of(name, content, given, chunk_bytes=chunk_bytes) == rows
+    if delimiter == "\t":
+        assert content_of("a.tsv", content) == rows
+    said = f"{mark}sep={delimiter}{newline}{file.getvalue()}"
+    assert content_of("a.csv", said, chunk_bytes=chunk_bytes) == rows
+
+
+TABLES = [  # name, content, options, texts
+    ("a.csv", "text\none; two; three\n|\t;\n", {}, ["one; two; three", "|\t;"]),
+    ("a.csv", '"text"\n"a;b, c"\n', {}, ["a;b, c"]),
+    ("a.csv", "id;text\n1;a, b, c, d\n", {}, ["a, b, c, d"]),
+    ("a.csv", "\n\r\n\nid;text\n\n1;a\n", {}, ["a"]),
+    ("a.csv", "a;prompt;completion\n1;;x, y\n", {}, ["x, y"]),
+    ("a.csv", "prompt;completion,text;n\n1;2,3;4\n", {}, "are prompt, completion,text, n:"),
+    ("a.csv", "text;x,text|y\n1;2,3|4\n", {}, ["1"]),  # of several, the first in the list
+    ("a.csv", "text;x,text,y\n1;2,3,4\n", {}, ["3"]),  # but the comma before all
+    ("a.csv", '"first\nline";text\n1;a\n', {}, ["a"]),
+    ("a.csv", 'n,"te;xt"\n1,a\n', {"text_field": "te;xt"}, ["a"]),
+    ("a.csv", "sep=;\r\nid;text\r\n1;a,b\r\n", {}, ["a,b"]),
+    ("a.csv", "\ufeffSEP=;\nid;text\n1;a,b\n", {}, ["a,b"]),
+    ("a.csv", '"sep=:"\nid:text\n1:a,b\n', {}, ["a,b"]),
+    ("a.tsv", "sep=;\nid;text\n1;a\tb\n", {}, ["a\tb"]),
+    ("a.csv", "sep=;\nid:text\n1:a;b\n", {"csv_delimiter": ":"}, ["a;b"]),
+    ("a.csv", "sep=;\n", {}, []),
+    ("a.csv", "sep=;;n\n1;2;3\n", {}, "no field 'text'; its fields are sep=, , n:"),
+    ("a.tsv", "id;text\n1;a\n", {}, "no field 'text'; its fields are id;text:"),
+    ("a.csv", "id;text\n1;a\n", {"csv_delimiter": ","}, "its fields are id;text:"),
+    ("a.csv", "id:text\n1:a\n", {}, "its fields are id:text:"),
+    ("a.csv", "one|two|three;four\n1|2|3\n", {}, "its fields are one, two, three;four:"),
+    ("a.csv", "title;text\n", {}, []),
+    ("a.csv", "title;body\n", {}, []),
+    ("a.csv", "\ufeff\r\n", {}, []),
+    ("a.csv", "", {}, []),
+    ("a.csv", 'id,"text\n1,a\n', {}, "a.csv:row 1 cannot be read, near line 2: unexpected end"),
+    ("a.csv", 'sep=;\nid;text\n1;"a\n', {}, "a.csv:row 1 cannot be read, near line 3: unexpected"),
+    ("a.csv", "id;text\n1;a\n2;b;c\n", {}, "a.csv:row 2 has 3 fields, its header has 2: "
+     "put fields with ';' in them in quotes (\"...\"), or name another csv_delimiter"),
+    ("a.csv", "text;text\n1;a\n", {}, "a.csv:row 1 has 2 columns 'text': give each a name"),
+    ("a.csv", "n,n,text\n1,2,a\n", {}, ["a"]),
+    # several columns
+    ("a.csv", "b,c,a\n2,3,1\n", {"csv_columns": "a,b"}, ["1\n2"]),
+    ("a.tsv", "b\tc\ta\n2\t3\t1\n", {"csv_columns": "a,b"}, ["1\n2"]),
+    ("a.csv", "b;c;a\n2;3;1,5\n", {"csv_columns": "a,b"}, ["1,5\n2"]),
+    ("a.csv", "a,b,c\n1,,3\n,,\n, ,3\n", {"csv_columns": "a,b,c"}, ["1\n3", "", " \n3"]),
+    ("a.csv", 'a,b\n"x\n",y\n', {"csv_columns": "a,b"}, ["x\n\ny"]),
+    ("a.csv", '"a, b";text\n1;2\n', {"csv_columns": 'text,"a, b"'}, ["2\n1"]),
+    ("a.csv", "text,b\n1,2\n", {"csv_columns": "b", "text_field": "text"}, ["2"]),
+    ("a.csv", "prompt,completion\n1,2\n", {"csv_columns": "completion"}, ["2"]),
+    ("a.csv", '" a",b\n1,2\n', {"csv_columns": "b, a"}, ["2\n1"]),
+    ("a.csv", "", {"csv_columns": "a"}, []),
+    ("a.csv", "b\n", {"csv_columns": "a"}, []),
+    ("a.csv", "a,b\n1,2\n", {"csv_columns": "a, b"}, "a.csv:row 1 has no column ' b' "
+     "(did you mean 'b'?); its columns are a, b: name them with csv_columns"),
+    ("a.csv", "Title;b\n1;2\n", {"csv_columns": "title"},
+     "'title' (did you mean 'Title'?); its columns are Title, b:"),
+    ("a.csv", "b,title\n1,2\n", {"csv_columns": "b,titel"}, "'titel' (did you mean title?); its"),
+    ("a.csv", "b,c\n1,2\n", {"csv_columns": "xyz"}, "has no column 'xyz'; its columns are b, c:"),
+    ("a.csv", "k" * 999 + "\n1\n", {"csv_columns": "a"}, f"are {'k' * 200}...:"),
+    ("a.csv", "a,b,a\n1,2,3\n", {"csv_columns": "b,a"}, "a.csv:row 1 has 2 columns 'a': give"),
+    ("a.csv", "a,b,a\n1,2,3\n", {"csv_columns": "b"}, ["2"]),
+    ("a.jsonl", '{"text": "x", "a": "y"}', {"csv_columns": "a", "csv_delimiter": ";"}, ["x"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "options", "expected"), TABLES)
+def test_tables_as_people_have_them(name, content, options, expected):
+    for packing, chunk_bytes in (("", 1), ("", 2**20), (".gz", 7)):
+        packed = PACK[packing](content.encode())
+        got = content_of(name + packing, packed, TextConfig(**options), chunk_bytes=chunk_bytes)
+        if isinstance(expected, str):
+            assert expected in got.replace(packing + ":row", ":row") and "\n" not in got
+        else:
+            assert [text for _, _, text in got] == expected
+
+
+def test_a_delimiter_is_told_by_the_beginning_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "HEADER_CHARACTERS", 100)
+    # With commas, the quote before "c" would take all of the file for the header.
+    source = write(tmp_path, "a.csv", 'a;b,"c;text\n' + "1;2;some text\n" * 9999)
+    file = UnpackedFile(source, 64)
+    assert rows.table_delimiter(file, PLAIN) == ";"
+    assert file.position < 70_000 < source.size
+    assert texts_of(source) == ["some text"] * 9999
 
 
 json_values = st.recursive(
