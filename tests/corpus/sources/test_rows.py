@@ -163,6 +163,14 @@ def test_tables_as_people_have_them(name, content, options, expected):
             assert [text for _, _, text in got] == expected
 
 
+@pytest.mark.parametrize("header", ["question;answer", "n;messages", "input;instruction;output"])
+def test_a_delimiter_is_told_by_the_columns_of_chats_too(tmp_path, header):
+    source = write(tmp_path, "a.csv", f"{header},a,b,c,d\n")
+    assert rows.table_delimiter(UnpackedFile(source, 64), PLAIN) == ","
+    source = write(tmp_path, "a.csv", f"{header};a,b,c,d,e\n")
+    assert rows.table_delimiter(UnpackedFile(source, 64), PLAIN) == ";"
+
+
 def test_a_delimiter_is_told_by_the_beginning_of_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "HEADER_CHARACTERS", 100)
     # With commas, the quote before "c" would take all of the file for the header.
