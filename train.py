@@ -5,8 +5,7 @@ from minigpt2.system.signals import exit_on_signals
 if __name__ == "__main__":
     exit_on_signals()  # from the first import on
 
-    import sys
-
+    from minigpt2.cli.console import leave
     from minigpt2.cli.train import run
 
-    sys.exit(run())
+    leave(run())

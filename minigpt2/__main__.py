@@ -8,6 +8,7 @@ if __name__ == "__main__":
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 COMMANDS = {
     "train": "fine-tune GPT-2, or train a small one, on your own text",
@@ -30,11 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return show_commands(COMMANDS, argv)
 
 
-def command() -> int:
+def command() -> NoReturn:
     """The program that `pip install` puts beside python."""
     exit_on_signals()
-    return main()
+    from .cli.console import leave
+
+    leave(main())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

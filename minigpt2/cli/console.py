@@ -13,6 +13,7 @@ does that, after its flags were read.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import logging
@@ -28,7 +29,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, TextIO, TypeVar
+from typing import NoReturn, Protocol, TextIO, TypeVar
 
 import tyro
 
@@ -144,6 +145,21 @@ def ended(work: Callable[[], int], *, traceback_wanted: Callable[[], bool] = lam
         return 2
     finally:
         drop_results()
+
+
+def leave(code: int) -> NoReturn:
+    """End the program with this exit code, as the last thing that it does.
+
+    A process that torchrun started ends before Python takes its modules down: a thread of torch's
+    that lets go of a tensor while this is done aborts the process, after all was saved.
+    """
+    if "RANK" in os.environ:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # `ended` has told what was not written
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _asked_for(

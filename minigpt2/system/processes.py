@@ -7,6 +7,7 @@ one process, and everything here does nothing. Knows tensors and processes, noth
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -110,6 +111,7 @@ def join(world: World, device: torch.device) -> Iterator[None]:
     # not after an error: the others may wait in a collective operation that never comes, and
     # torchrun ends them
     dist.barrier()
+    gc.collect()  # what DDP made keeps the group, with its threads, and refers to itself
     dist.destroy_process_group()
 
 

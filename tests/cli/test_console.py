@@ -111,3 +111,35 @@ def test_what_the_options_refuse_is_said_of_the_flags(flags, told):
 
 def test_what_the_library_refuses_is_said_of_the_flags():
     assert explain(OptionError("seed is x", "seed")) == "--seed is x"
+
+
+LEAVES = """
+import atexit, sys
+from minigpt2.cli.console import leave
+
+class Last:
+    def __del__(self, write=print):
+        write("modules are taken down", flush=True)
+
+sys.modules["last"] = Last()
+atexit.register(print, "at exit", end="")
+print("result", end=" ")
+print("message", end=" ", file=sys.stderr)
+leave(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("code", [0, 2, 143])
+def test_a_process_of_several_ends_with_all_said_before_modules_are_taken_down(code):
+    ends = {}
+    for name in ("alone", "RANK"):
+        process = subprocess.run(
+            [sys.executable, "-c", LEAVES, str(code)],
+            env={**os.environ, name: "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert (process.returncode, process.stderr) == (code, "message ")
+        ends[name] = process.stdout
+    assert ends["RANK"] == "result at exit"
+    assert ends["alone"] == ends["RANK"] + "modules are taken down\n"

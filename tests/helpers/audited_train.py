@@ -7,6 +7,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from audit import unregistered, unregistered_wrapper
 from minigpt2.cli import train
+from minigpt2.cli.console import leave
 from minigpt2.training import loop as training
 
 fit = training.fit
@@ -21,4 +22,4 @@ def audited(job, **options):
 
 if __name__ == "__main__":
     training.fit = audited
-    sys.exit(train.run())
+    leave(train.run())

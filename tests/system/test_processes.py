@@ -85,7 +85,8 @@ def test_half_set_variables_end_the_script_with_one_line(tmp_path):
 
 IN_TURN = """
 import os, sys, torch
-from minigpt2.system.processes import join, world_from
+from pathlib import Path
+from minigpt2.system.processes import join, replicate, world_from
 from minigpt2.errors import InputError
 world, failing = world_from(os.environ), int(sys.argv[1])
 try:
@@ -95,13 +96,19 @@ try:
             if world.rank == failing:
                 raise InputError("there is no text")
         print("goes on", flush=True)
+        replicate(torch.nn.Linear(2, 2), torch.device("cpu"))(torch.ones(1, 2)).sum().backward()
+    for name in Path("/proc/self/task").glob("*/comm"):  # on Linux
+        if "gloo" in name.read_text():
+            print("leaves a thread")
 except InputError as problem:
     print(problem)
 """
 
 
 @pytest.mark.parametrize("failing", [0, 1, -1])
-def test_a_process_that_fails_in_its_turn_ends_the_others_with_a_line(tmp_path, failing):
+def test_a_process_that_fails_in_its_turn_ends_the_others_with_a_line_and_else_no_thread_is_left(
+    failing,
+):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
