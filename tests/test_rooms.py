@@ -29,6 +29,7 @@ HOMES = {
     "einops": {"model"},
     "jinja2": {"formats/chat"},
     "filelock": {"system/files"},
+    "lxml": {"corpus/sources/html_text"},
     "pyarrow": {"corpus/sources/rows"},
     "zstandard": {"corpus/sources/files"},
     "datasketch": {"corpus/near_duplicates"},

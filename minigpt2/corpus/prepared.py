@@ -32,6 +32,7 @@ from .options import TextConfig
 from .sources.documents import kind_of
 from .sources.files import START_BYTES, Source, UnpackedFile, suffixes_of
 from .sources.find import find_sources
+from .sources.html_text import PARSER
 from .sources.rows import TABLES, table_delimiter, usual_delimiter
 from .token_file import BLOCK_BYTES, DOCUMENT, SPAN, TokenFile, dtype_for, write_token_file
 from .tokenizing import TOKENIZED, TextTokenizer, tokenize
@@ -246,8 +247,9 @@ class _CorpusInputs:
 
 
 def _formats(source: Source) -> set[str]:
-    """What says of which format a source is."""
-    return set(Path(source.label.lower()).suffixes[-2:])
+    """What says of which format a source is, and of HTML what reads it."""
+    parser = {PARSER} if kind_of(source) == "page" else set()
+    return {*Path(source.label.lower()).suffixes[-2:], *parser}
 
 
 def _stamp(source: Source) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from ...errors import InputError
 from ...formats.chat import ChatTemplate
 from ..options import TextConfig
 from .files import CHUNK_BYTES, Source, UnpackedFile, suffixes_of
-from .html_text import Page
+from .html_text import DamagedPage, Page
 from .rows import ROW_READERS, Chunk, row_chunks
 
 OWN_TEMPLATE = ChatTemplate()
@@ -100,8 +100,8 @@ def _page_texts(file: UnpackedFile) -> Iterator[str]:
             yield page.take()
         page.close()
         yield page.take()
-    except AssertionError as problem:  # the parser's way to say so
+    except DamagedPage as problem:
         raise InputError(
-            f"{file.label} is HTML that cannot be parsed, at line {page.getpos()[0]}: mend it, or "
-            "name it .txt to take it as it is"
+            f"{file.label} is HTML that cannot be parsed, {problem}: mend it, or name it .txt to "
+            "take it as it is"
         ) from problem
