@@ -17,6 +17,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from .sources.documents import kind_of
 from .sources.files import START_BYTES, Source, UnpackedFile, suffixes_of
 from .sources.find import find_sources
 from .sources.html_text import PARSER
+from .sources.left_out import LeftOut, added_up, kind_of_name
 from .sources.rows import TABLES, table_delimiter, usual_delimiter
 from .token_file import BLOCK_BYTES, DOCUMENT, SPAN, TokenFile, dtype_for, write_token_file
 from .tokenizing import TOKENIZED, TextTokenizer, tokenize
@@ -58,6 +60,8 @@ class Corpus:
     n_tokens: int  # with one end-of-text per document
     counts: Mapping[str, int] = field(default_factory=dict)  # of what was found and changed
     special: Mapping[str, int] = field(default_factory=dict)  # names of special tokens in the text
+    files: Mapping[str, int] = field(default_factory=dict)  # that were taken, by suffix
+    left_out: tuple[LeftOut, ...] = ()  # of the folders and globs that were named
 
     @property
     def identity(self) -> str:
@@ -134,8 +138,8 @@ def prepare(
         raise InputError(f"val_fraction is {val_fraction}, allowed is from 0 to below 1")
     cache = Path(cache_dir or default_cache_dir())
     with _writable(cache), _spool(cache, paths, val_paths) as spool:
-        train = find_sources(paths, spool=spool, text=text)
-        val = find_sources(val_paths, spool=spool, text=text) if val_paths else []
+        named = [find_sources(some, spool=spool, text=text) for some in (paths, val_paths)]
+        train, val = (found.sources for found in named)
         _warn_of_idle_settings([*train, *val], text)
         _say_delimiters([*train, *val], text)
         twice = {source.path.resolve() for source in train} & {s.path.resolve() for s in val}
@@ -157,7 +161,9 @@ def prepare(
     if text.special_tokens and not tokenizer.special_in(" ".join(corpus.special)):
         logger.warning("--special-tokens changes nothing: no special token is in the text")
     _log_totals(corpus, origin)
-    return corpus
+    files = Counter(kind_of_name(source.label) for source in (*train, *val))
+    left_out = added_up(left for found in named for left in found.left_out)
+    return replace(corpus, files=dict(files), left_out=left_out)
 
 
 def _warn_of_idle_settings(sources: Sequence[Source], text: TextConfig) -> None:

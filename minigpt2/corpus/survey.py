@@ -20,6 +20,7 @@ import numpy as np
 
 from ..system.messages import visible
 from .prepared import Corpus
+from .sources.left_out import LeftOut, numbers_in_words, reasons_in_words
 from .token_file import TokenFile
 from .tokenizing import SEPARATOR
 
@@ -45,6 +46,8 @@ LEAKY = 0.01
 class Survey:
     """What was found; numbers are of what is kept for training and judging."""
 
+    files: Mapping[str, int]  # that were taken, by suffix
+    left_out: tuple[LeftOut, ...]  # of the folders and globs that were named
     documents: int
     characters: int
     tokens: int
@@ -71,6 +74,8 @@ def survey(corpus: Corpus, tokenizer: Tokenizer, *, special_tokens: bool = False
     values = np.percentile(lengths, [*shares.values()], method="lower")
     leaked, share, leaks = find_leaks(corpus.train, corpus.val) if corpus.val else (0, 0.0, ())
     found = Survey(
+        files=dict(corpus.files),
+        left_out=corpus.left_out,
         documents=corpus.n_documents,
         characters=corpus.n_characters,
         tokens=corpus.n_tokens,
@@ -94,7 +99,10 @@ def report_text(found: Survey) -> str:
     share = found.held_out_tokens / max(1, found.tokens)
     per_token = 1 / max(1e-9, found.tokens_per_character)
     lengths = ", ".join(f"{name} {value:,}" for name, value in found.lengths.items())
+    left_out = reasons_in_words(found.left_out)
     lines = [
+        ("files", visible(numbers_in_words(found.files))),
+        *(("left out" * (not n), visible(reason)) for n, reason in enumerate(left_out)),
         ("documents", f"{found.documents:,}"),
         ("characters", f"{found.characters:,}"),
         ("tokens", f"{found.tokens:,}, {per_token:.1f} characters each"),

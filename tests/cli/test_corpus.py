@@ -1,6 +1,7 @@
 """The command that prepares a text: python -m minigpt2.corpus"""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,31 @@ def test_the_command_prints_a_report_or_json(tmp_path, capsys):
     tokens = report["tokens"] - report["held_out_tokens"]
     assert report["steps"] == -(-3 * -(-tokens // 1024) // 8)
     assert report["seconds"] > 0 and report["documents"] == 1
+
+
+def test_the_report_counts_what_was_taken_and_what_was_not(tmp_path, capsys, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("a.txt", "b.txt", "c.md", "d.png", ".e", "f\x1b[2J.\x1b[2J", "g.rst"):
+        Path(name).write_text(f"{name}: The sea says nothing. " * 40)
+    for name in ("notes/h.log", "../held/i.txt", "../held/j.jpg"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(f"{name}: The sea says nothing. " * 40)
+    named = {"paths": (".", "notes/*"), "val_data": ("../held",), "preset": "nano"}
+    for _ in range(2):  # the second time from the cache
+        assert module.main(CorpusOptions(**named)) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert shown[1].split(maxsplit=1) == ["files", "3 .txt, 1 .log, 1 .md, 1 .rst"]
+        assert shown[2].split(maxsplit=2)[2] == (
+            "1 .\\x1b[2j, 1 .jpg, 1 .png (no suffix of text; a glob takes what is text)"
+        )
+        assert shown[3].strip() == "1 without suffix (hidden)"
+    module.main(CorpusOptions(**named, json=True))
+    report = json.loads(capsys.readouterr().out)
+    assert report["files"] == {".txt": 3, ".md": 1, ".log": 1, ".rst": 1}
+    assert {"kind": "without suffix", "reason": "hidden", "count": 1, "example": ".e"} in report[
+        "left_out"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ names = st.text("abcdefghij_", min_size=1, max_size=40).map(lambda name: f"n{nam
 @given(st.dictionaries(names, st.integers(1, 10**12), max_size=5))
 def test_between_a_label_and_its_number_is_a_gap_however_long_the_label(counts):
     nothing = {field.name: 0 for field in fields(Survey)}
-    lists = dict.fromkeys(("leaks", "samples", "warnings"), ())
+    lists = {**dict.fromkeys(("leaks", "samples", "warnings", "left_out"), ()), "files": {}}
     found = Survey(**{**nothing, **lists, "lengths": {}, "counts": counts})
     shown = report_text(found).splitlines()
     for name, count in counts.items():

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from minigpt2.corpus.options import TextConfig
 from minigpt2.corpus.sources.documents import read_documents
 from minigpt2.corpus.sources.files import Source
+from minigpt2.corpus.sources.find import find_sources
 from minigpt2.errors import InputError
 
 PLAIN = TextConfig()
@@ -87,6 +88,11 @@ SHAPES = {  # bytes of a file that holds these documents, by its suffix
 
 def source_of(path):
     return Source(Path(path), str(path), Path(path).stat().st_size)
+
+
+def sources_in(paths, **options):
+    """What is found to be text, without what is left out."""
+    return list(find_sources(paths, **options).sources)
 
 
 def write(folder, name, content):

@@ -9,6 +9,7 @@ import codecs
 import gzip
 import lzma
 import re
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,6 +71,14 @@ class Source:
     size: int  # bytes
 
 
+class NoTextError(InputError):
+    """A file of another kind than text, said in words that follow "it is"."""
+
+    def __init__(self, label: str, kind: str) -> None:
+        super().__init__(f"{label} is {kind}")
+        self.kind = kind
+
+
 class UnpackedFile:
     """The bytes or the text of a source, unpacked, and how much of the file was read for it."""
 
@@ -94,7 +103,7 @@ class UnpackedFile:
             yield decoder.decode(b"", final=True)
         except UnicodeDecodeError as problem:
             if len(self._start) - len(self._start.translate(None, CONTROLS)) > 8:
-                raise InputError(f"{self.label} is {BINARY}") from None
+                raise NoTextError(self.label, BINARY) from None
             at = end - len(problem.object) + problem.start  # the object may begin in older data
             raise InputError(
                 f"{self.label} is not UTF-8 at byte {at}: convert it with iconv -f ISO-8859-1 -t "
@@ -106,10 +115,8 @@ class UnpackedFile:
         this signature.
         """
         path, packing = self.source.path, suffixes_of(self.label)[1]
-        if path.exists() and not path.is_file():
-            raise InputError(
-                f"{self.label} is no regular file: save its text to one, or give it to stdin as -"
-            )
+        with read_errors_named(self.label, packing):
+            require_regular(self.label, path.stat().st_mode)
         with read_errors_named(self.label, packing), path.open("rb") as file:
             blocks = _unpacked(file, packing, self.chunk_bytes)
             held, size = [], 0
@@ -124,6 +131,14 @@ class UnpackedFile:
             for data in chain(held, blocks):
                 self.position = file.tell()
                 yield data
+
+
+def require_regular(label: str, mode: int) -> None:
+    """Raise InputError for a pipe, socket or device, which may be read once or never end."""
+    if not stat.S_ISREG(mode):
+        raise InputError(
+            f"{label} is no regular file: save its text to one, or give it to stdin as -"
+        )
 
 
 @contextmanager
@@ -178,14 +193,14 @@ def _unpacked_zstd(file: BinaryIO, size: int) -> Iterator[bytes]:
 def _refuse_other_kinds(label: str, start: bytes) -> None:
     for pattern, kind in OTHER_KINDS:
         if re.match(pattern, start, re.DOTALL):
-            raise InputError(f"{label} is {kind}")
+            raise NoTextError(label, kind)
     encoding = next((name for bom, name in BYTE_ORDER_MARKS.items() if start.startswith(bom)), "")
     even, odd = start[::2].count(0), start[1::2].count(0)
     # A few NULs may stand in a text, however short; GPT-2 has a token for them.
     if not encoding and even + odd > max(8, len(start) // 100):
         # In UTF-16, mostly Latin text has a NUL in every other byte.
         if max(even, odd) < len(start) // 4 or min(even, odd) > len(start) // 20:
-            raise InputError(f"{label} is {BINARY}")
+            raise NoTextError(label, BINARY)
         encoding = "UTF-16LE" if odd > even else "UTF-16BE"
     if encoding:
         raise InputError(

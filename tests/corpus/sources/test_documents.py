@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from minigpt2.corpus.options import TextConfig
 from minigpt2.corpus.sources.documents import read_documents
-from minigpt2.corpus.sources.find import find_sources
 from minigpt2.corpus.sources.rows import Chunk
 from minigpt2.errors import InputError
 from text_files import (
@@ -25,6 +24,7 @@ from text_files import (
     documents_of,
     give_stdin,
     quick,
+    sources_in,
     texts,
     texts_of,
     write,
@@ -38,18 +38,18 @@ def test_eight_shapes_of_the_same_documents_are_the_same(tmp_path, monkeypatch):
         write(tmp_path, f"folder/{number}.txt", text)
         write(tmp_path, f"globbed/{number}.other", text)
     shapes = {
-        "folder": find_sources([tmp_path / "folder"]),
-        "glob": find_sources([tmp_path / "globbed" / "*.other"]),
+        "folder": sources_in([tmp_path / "folder"]),
+        "glob": sources_in([tmp_path / "globbed" / "*.other"]),
     }
     for suffix, make in SHAPES.items():
         for packing, pack in PACK.items():
             source = write(tmp_path, f"rows{suffix}{packing}", pack(make(texts)))
-            shapes[suffix + packing] = find_sources([source.path])
+            shapes[suffix + packing] = sources_in([source.path])
     one = "<|endoftext|>".join(texts).encode()
     for packing, pack in PACK.items():
         shapes[f"one{packing}"] = [write(tmp_path, f"one.txt{packing}", pack(one))]
     give_stdin(monkeypatch, one)
-    shapes["stdin"] = find_sources(["-"], spool=tmp_path)
+    shapes["stdin"] = sources_in(["-"], spool=tmp_path)
     config = TextConfig(document_separator="<|endoftext|>")
     got = {
         name: [text for source in sources for text in texts_of(source, config)]

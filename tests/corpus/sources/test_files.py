@@ -12,7 +12,6 @@ import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minigpt2.corpus.sources.find import find_sources
 from minigpt2.errors import InputError
 from text_files import (
     LATIN,
@@ -31,9 +30,8 @@ from text_files import (
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
 def test_a_pipe_is_refused_without_waiting_for_it(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    (source,) = find_sources([tmp_path / "pipe"])
     with pytest.raises(InputError, match=r"pipe is no regular file: .* or give it to stdin as -"):
-        documents_of(source)
+        documents_of(source_of(tmp_path / "pipe"))
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="Linux")
