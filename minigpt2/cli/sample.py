@@ -239,7 +239,9 @@ def trained_with_special_tokens(folder: Path) -> bool:
     for place in (path, path.parent, path.parent.parent):  # merged/, checkpoints/step-000100/
         if (place / "run.json").is_file():
             with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                flags = RunInfo.from_json(read_json(place / "run.json")).options or {}
+                flags = (
+                    RunInfo.from_json(read_json(place / "run.json", with_names=True)).options or {}
+                )
                 return bool(flags.get("--special-tokens"))
             return False
     return False

@@ -59,7 +59,7 @@ def recorded(folder: Path, given: Collection[str]) -> dict[str, Any]:
     if not folder.is_dir():
         raise NotFoundError(f"--resume: there is no folder {folder}: check --out")
     try:
-        info = RunInfo.from_json(read_json(folder / "run.json"))
+        info = RunInfo.from_json(read_json(folder / "run.json", with_names=True))
         flags = _earlier(info, folder) if info.options is None else info.options
         flags = {**flags, **{flag(name): _known(info.settings, name) for name in DECIDED}}
         flags.pop("--epochs", None)  # it was made --max-steps

@@ -348,7 +348,7 @@ class RunFolder:
     def read_info(self) -> RunInfo | None:
         """What run.json says; None where it is missing or damaged."""
         try:
-            return RunInfo.from_json(read_json(self.info_path))
+            return RunInfo.from_json(read_json(self.info_path, with_names=True))
         except (InputError, OSError):
             return None
 

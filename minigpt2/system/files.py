@@ -27,6 +27,7 @@ ASSETS = Path(__file__).parents[1] / "assets"  # what comes with the package
 # the names that replace_file and safetensors' save_file give to what they write
 LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp|\.tmp[A-Za-z0-9]{6}")
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escape of JSON; pairs of them are a character
+NAME_BYTES = "".join(map(chr, range(0xDC80, 0xDD00)))  # of os.fsdecode, for what is no UTF-8
 WAITS = (0, 0.1, 0.3, 1, 2)  # seconds before each try to read files at one moment
 TICK_NS = 20_000_000  # within which two changes of a file may bear the same time
 HASHED_AT_ONCE = 2**22  # bytes
@@ -117,12 +118,15 @@ def write_json(path: Path, value: object) -> None:
     JSON does not have, is a mistake of the caller's.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    # names of files that are not UTF-8 have such characters in Python
+    text = re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
     write_text(path, text + "\n")
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path, *, with_names: bool = False) -> dict:
     """The JSON object in a file; a leading BOM is accepted; NaN, numbers too large for a float,
-    lone surrogates and anything but an object are not.
+    lone surrogates and anything but an object are not. `with_names` accepts those surrogates by
+    which Python writes names of files that are not UTF-8.
 
     Raises NotFoundError or InputError, naming the file and what is wrong with it.
     """
@@ -135,7 +139,8 @@ def read_json(path: Path) -> dict:
         raise InputError(f"{path} is not valid JSON ({describe(path)}): {problem}") from problem
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a JSON {type(value).__name__}, expected an object {{...}}")
-    if SURROGATE.search(text) and (place := _half_a_character(value)):
+    kept = NAME_BYTES if with_names else ""
+    if SURROGATE.search(text) and (place := _half_a_character(value, kept)):
         raise InputError(
             f"{path}: {place} has a lone surrogate, half a character, in it: it is not valid "
             "Unicode, replace or remove it"
@@ -329,14 +334,16 @@ def _write_bytes(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def _half_a_character(value: dict) -> str | None:
-    """Where a JSON value has a lone surrogate, which can be written as an escape only."""
+def _half_a_character(value: dict, kept: str) -> str | None:
+    """Where a JSON value has a lone surrogate, which can be written as an escape only, but for
+    those that are `kept`.
+    """
     parts: list[tuple[str, object]] = [("", value)]
     for place, part in parts:  # which grows
-        if isinstance(part, str) and not _is_unicode(part):
+        if isinstance(part, str) and not _is_unicode(part, kept):
             return place
         if isinstance(part, dict):
-            if odd := next((name for name in part if not _is_unicode(name)), None):
+            if odd := next((name for name in part if not _is_unicode(name, kept)), None):
                 return f"{place}.{odd}".removeprefix(".")
             parts += [(f"{place}.{name}".removeprefix("."), inner) for name, inner in part.items()]
         elif isinstance(part, list):
@@ -344,8 +351,8 @@ def _half_a_character(value: dict) -> str | None:
     return None
 
 
-def _is_unicode(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+def _is_unicode(text: str, kept: str) -> bool:
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" and c not in kept for c in text)
 
 
 def _whole(number: str) -> int:
