@@ -1,4 +1,4 @@
-"""A file's documents, in chunks: plain or separated text, rows, HTML as one sees it.
+"""A file's documents, in chunks: plain or separated text, rows, HTML as one sees it, papers.
 
 A file is read in chunks, so it may be larger than memory.
 """
@@ -13,16 +13,21 @@ from ...formats.chat import ChatTemplate
 from ..options import TextConfig
 from .files import CHUNK_BYTES, Source, UnpackedFile, suffixes_of
 from .html_text import DamagedPage, Page
+from .papers import PAPER_READERS, paper_texts
 from .rows import ROW_READERS, Chunk, row_chunks
 
 OWN_TEMPLATE = ChatTemplate()
 
 
-def kind_of(source: Source) -> Literal["rows", "page", "text"]:
-    """How a file is read, by its suffix: row by row, as HTML, or as plain text."""
+def kind_of(source: Source) -> Literal["rows", "page", "paper", "text"]:
+    """How a file is read, by its suffix: row by row, as HTML, by the reader of a program that
+    writes papers, or as plain text.
+    """
     suffix = suffixes_of(source.label)[0]
     if suffix in ROW_READERS:
         return "rows"
+    if suffix in PAPER_READERS:
+        return "paper"
     return "page" if suffix in (".html", ".htm") else "text"
 
 
@@ -60,6 +65,8 @@ def chunks_of(
         return row_chunks(file, text.text_field, rows(file, text), chat)
     if kind == "page":
         return _whole_chunks(file, filter(None, _page_texts(file)))
+    if kind == "paper":
+        return _whole_chunks(file, paper_texts(file))
     if text.separator:
         return _separated_chunks(file, text.separator)
     return _whole_chunks(file, file.texts())

@@ -10,6 +10,7 @@ import gzip
 import lzma
 import re
 import stat
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,14 +29,17 @@ ZSTD_BYTES = 2**14  # unpacked at once: however well they were packed, the text 
 BINARY = "a binary file, not text: leave it out or convert it"
 _SAVE = "save it as plain text, or convert it with pandoc -t plain -o new.txt"
 OTHER_KINDS = [  # by how they begin; the first that matches
-    (rb"%PDF-", "a PDF: extract its text, for example with pdftotext"),
-    (rb"PK\x03\x04.{26}mimetypeapplication/epub", f"an EPUB book: {_SAVE}"),
+    (rb"%PDF-", "a PDF: give it a name that ends in .pdf"),
+    (
+        rb"PK\x03\x04.{26}mimetypeapplication/epub",
+        "an EPUB book: give it a name that ends in .epub",
+    ),
     (rb"PK\x03\x04.{26}mimetypeapplication/vnd.oasis", f"an OpenDocument file: {_SAVE}"),
-    (rb"PK\x03\x04.*[^\w]word/", f"a Word document: {_SAVE}"),
+    (rb"PK\x03\x04.*[^\w]word/", "a Word document: give it a name that ends in .docx"),
     (rb"PK\x03\x04.*[^\w]xl/", "an Excel file: save its sheet as .csv"),
     (rb"PK\x03\x04", "a zip archive: unpack it, and name the folder"),
-    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Word or Office file: save it as plain text"),
-    (rb"\{\\rtf", f"an RTF document: {_SAVE}"),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old or encrypted Office file: save it anew"),
+    (rb"\{\\rtf", "an RTF document: give it a name that ends in .rtf"),
     (
         rb"7z\xbc\xaf|Rar!\x1a\x07|.{257}ustar(\0|  \0)",
         "an archive: unpack it, and name the folder",
@@ -139,6 +143,24 @@ def require_regular(label: str, mode: int) -> None:
         raise InputError(
             f"{label} is no regular file: save its text to one, or give it to stdin as -"
         )
+
+
+@contextmanager
+def seekable(file: UnpackedFile, signature: bytes) -> Iterator[BinaryIO]:
+    """The unpacked file, open for reading at any place; InputError for another kind, unless it
+    begins with this signature.
+    """
+    packing = suffixes_of(file.label)[1]
+    blocks = file.blocks(signature)
+    if packing:
+        with tempfile.TemporaryFile() as unpacked:
+            unpacked.writelines(blocks)
+            unpacked.seek(0)
+            yield unpacked
+    else:
+        next(blocks, None)  # refuses other kinds
+        with read_errors_named(file.label, packing), file.source.path.open("rb") as opened:
+            yield opened
 
 
 @contextmanager

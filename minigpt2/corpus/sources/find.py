@@ -33,6 +33,7 @@ from .files import (
     suffixes_of,
 )
 from .left_out import LeftOut, Tally, reasons_in_words
+from .papers import PAPER_READERS, missing_reader
 from .rows import ROW_READERS, NoRowsError
 from .walk import NOWHERE, VANISHED, Walk
 
@@ -46,8 +47,11 @@ CODE = (
     ".go .rs .zig .jl .r .rb .php .pl .lua .dart .hs .ml .ex .exs .erl .clj .lisp .sh .bash .ps1 "
     ".sql .css .vue"
 )
-SUFFIXES = (*TEXT, *ROWS, *CODE.split())  # that folders are searched for, packed or not
-ENDINGS = [suffix + packing for suffix in SUFFIXES for packing in ("", *PACKINGS)]
+PAPERS = tuple(PAPER_READERS)
+SUFFIXES = (*TEXT, *ROWS, *PAPERS, *CODE.split())  # that folders are searched for, packed or not
+ENDINGS = [  # of the Hub, where papers are named one by one
+    suffix + packing for suffix in SUFFIXES if suffix not in PAPERS for packing in ("", *PACKINGS)
+]
 NO_SUFFIX = "no suffix of text; a glob takes what is text"
 EMPTY = "empty"
 TWICE = "the same file as another"
@@ -197,7 +201,12 @@ def _globbed(pattern: Path, text: TextConfig | None, left_out: Tally) -> list[So
 
 
 def _filled(file: Path, left_out: Tally) -> Source | None:
-    """A file that was come upon; None for one that holds nothing, or is gone already."""
+    """A file that was come upon; None for one that nothing here reads, that holds nothing, or is
+    gone already.
+    """
+    if install := missing_reader(file.name):
+        left_out.add(file, install)
+        return None
     try:
         source = _source(file, str(file))
     except InputError:
@@ -232,7 +241,7 @@ def _nothing(path: Path, given: str | Path, is_folder: bool, left_out: Tally) ->
     reasons = "; ".join(reasons_in_words(left_out.all())[:MOST_REASONS])
     left = f"; left out: {reasons}" * bool(reasons)
     if is_folder:
-        suffixes = ", ".join(TEXT + ROWS)
+        suffixes = ", ".join(TEXT + ROWS + PAPERS)
         return NotFoundError(f"{given} has no {suffixes} file: name others by a glob{left}")
     if reasons:
         return NotFoundError(f"{given} matches no file of text{left}")

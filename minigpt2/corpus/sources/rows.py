@@ -9,18 +9,16 @@ import csv
 import io
 import json
 import re
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from ...arguments import did_you_mean
 from ...errors import InputError, OptionError
 from ...formats.chat import ChatTemplate
 from ..options import TextConfig
 from .chats import LISTS, chat_fields, messages_of
-from .files import UnpackedFile, read_errors_named, suffixes_of
+from .files import UnpackedFile, seekable, suffixes_of
 
 FIELD_LIMIT = 2**31 - 1  # of the csv module, in characters
 TABLES = (".csv", ".tsv")
@@ -408,10 +406,10 @@ def _parquet_rows(file: UnpackedFile, text: TextConfig) -> Iterator[Row]:
         import pyarrow.parquet
     except ImportError as problem:
         raise InputError("reading .parquet files needs pyarrow: pip install pyarrow") from problem
-    with _seekable(file) as seekable:
+    with seekable(file, b"PAR1") as opened:
         try:
             table = pyarrow.parquet.ParquetFile(
-                seekable, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True
+                opened, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True
             )
             columns = _text_columns(file, table.schema_arrow, text.text_field)
             done, total, file.position = 0, table.metadata.num_rows, 0
@@ -426,21 +424,6 @@ def _parquet_rows(file: UnpackedFile, text: TextConfig) -> Iterator[Row]:
             raise InputError(
                 f"{file.label} is no whole Parquet file ({reason}): make or download it again"
             ) from problem
-
-
-@contextmanager
-def _seekable(file: UnpackedFile) -> Iterator[BinaryIO]:
-    """The unpacked file, open for reading at any place."""
-    packing = suffixes_of(file.label)[1]
-    blocks = file.blocks(b"PAR1")
-    if packing:
-        with tempfile.TemporaryFile() as unpacked:
-            unpacked.writelines(blocks)
-            yield unpacked
-    else:
-        next(blocks, None)  # refuses other kinds
-        with read_errors_named(file.label, packing), file.source.path.open("rb") as opened:
-            yield opened
 
 
 def _text_columns(file: UnpackedFile, schema: Any, field: str) -> list[str]:
