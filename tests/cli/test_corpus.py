@@ -1,12 +1,17 @@
 """The command that prepares a text: python -m minigpt2.corpus"""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import warm
 from minigpt2.cli import corpus as module
 from minigpt2.corpus.options import CorpusOptions
+from scripts import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +55,30 @@ def test_the_report_counts_what_was_taken_and_what_was_not(tmp_path, capsys, mon
     assert {"kind": "without suffix", "reason": "hidden", "count": 1, "example": ".e"} in report[
         "left_out"
     ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are any bytes")
+@pytest.mark.parametrize("locale", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0"}], ids=["UTF-8", "C"])
+def test_names_of_files_may_be_any_bytes_in_any_locale(tmp_path, locale):
+    for name in (b"\xff\xe9.txt", "é.txt".encode(), b"\xff.\xff"):
+        path = os.fsencode(tmp_path) + b"/texts/" + name
+        os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
+        with open(path, "wb") as file:  # noqa: PTH123
+            file.write(b"The sea says nothing. " * 400)
+    command = [*warm.python(), "-m", "minigpt2.corpus", "--preset", "nano", "--val-fraction=0.5"]
+    for flags in ((), ("--json",)):
+        done = subprocess.run(
+            [*command, "texts", *flags],
+            cwd=tmp_path,
+            env={**os.environ, **locale, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+        )
+        assert done.returncode == 0, done.stderr
+        shown = done.stdout.decode()
+        if flags:
+            assert json.loads(shown)["files"] == {".txt": 2}
+        else:
+            assert "  1 .\\udcff (no suffix of text; a glob" in shown
 
 
 @pytest.mark.parametrize(

@@ -371,6 +371,42 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
         prepare(paths, Bytes(), cache_dir=paths[0] / "tokens")
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet.gz", "closed"])
+def test_what_is_wrong_with_a_text_is_not_said_of_the_cache(tmp_path, monkeypatch, name):
+    folder = tmp_path / "texts"
+    (folder / "closed").mkdir(parents=True)
+    (folder / name).is_dir() or (folder / name).write_text("one")
+    problem = OSError(5, "Input/output error")
+    names = {"stat", "open"} if name != "closed" else set()
+
+    def broken(real):
+        def call(path, *arguments, **options):
+            if Path(path) == folder / name:
+                raise problem
+            return real(path, *arguments, **options)
+
+        return call
+
+    message = rf"{name} cannot be read: Input/output error$"
+    monkeypatch.setattr(os, "scandir", broken(os.scandir))
+    for method in [*names, None]:
+        with monkeypatch.context() as patch:
+            if method:
+                patch.setattr(Path, method, broken(getattr(Path, method)))
+            elif name != "closed":
+                continue
+            for given in (folder / name, folder):
+                with pytest.raises(InputError, match=message):
+                    prepare([given], Bytes(), cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX")
+def test_a_pipe_that_nobody_writes_to_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(InputError, match=r"pipe\.txt is no regular file: .*stdin as -$"):
+        prepare([tmp_path / "pipe.txt"], Bytes(), cache_dir=tmp_path / "cache")
+
+
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
     resource = pytest.importorskip("resource")
     paths = write(tmp_path, a="one\n" * 9999)

@@ -63,6 +63,19 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, probl
     assert names_in(tmp_path) == ["notes.txt"]
 
 
+def test_names_that_are_not_utf8_are_kept_in_json_and_read_where_names_are_meant(tmp_path):
+    path, name = tmp_path / "a.json", os.fsdecode(b"caf\xe9 \xff.txt")
+    value = {"data": [name], name: "é 🤗"}
+    write_json(path, value)
+    assert "é 🤗" in path.read_text("utf-8")
+    assert read_json(path, with_names=True) == json.loads(path.read_bytes()) == value
+    with pytest.raises(InputError, match="has a lone surrogate"):
+        read_json(path)
+    write_json(path, {"data": "\ud83e"})  # which is no byte
+    with pytest.raises(InputError, match="data has a lone surrogate"):
+        read_json(path, with_names=True)
+
+
 def test_data_is_on_the_disk_before_the_name_moves_and_the_folder_after(tmp_path, monkeypatch):
     path = tmp_path / "notes.txt"
     path.write_text("old")

@@ -154,8 +154,14 @@ def seekable(file: UnpackedFile, signature: bytes) -> Iterator[BinaryIO]:
     blocks = file.blocks(signature)
     if packing:
         with tempfile.TemporaryFile() as unpacked:
-            unpacked.writelines(blocks)
-            unpacked.seek(0)
+            try:
+                unpacked.writelines(blocks)
+                unpacked.seek(0)
+            except OSError as problem:  # not of the file: those have been named
+                raise InputError(
+                    f"{file.label} cannot be unpacked into {tempfile.gettempdir()}: "
+                    f"{problem.strerror}; set TMPDIR to a folder with space"
+                ) from problem
             yield unpacked
     else:
         next(blocks, None)  # refuses other kinds

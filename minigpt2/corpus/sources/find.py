@@ -35,7 +35,7 @@ from .files import (
 from .left_out import LeftOut, Tally, reasons_in_words
 from .papers import PAPER_READERS, missing_reader
 from .rows import ROW_READERS, NoRowsError
-from .walk import NOWHERE, VANISHED, Walk
+from .walk import NOWHERE, VANISHED, Walk, is_folder
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def _local_sources(given: str | Path, text: TextConfig | None, left_out: Tally) 
         raise InputError(
             "the path of a text is empty: name a file, folder or glob; . is this folder"
         )
-    path, here = Path(given), Tally()
+    path, here = _path_here(given), Tally()
     mode = _mode(path)
     if mode is not None and not stat.S_ISDIR(mode):
         return [_source(path, str(path))]
@@ -162,6 +162,17 @@ def _local_sources(given: str | Path, text: TextConfig | None, left_out: Tally) 
     if not found:
         raise _nothing(path, given, mode is not None, here)
     return found
+
+
+def _path_here(given: str | Path) -> Path:
+    """A path with the characters that it has here: one that a run recorded elsewhere may have some
+    that the encoding of names does not have, as ASCII in a C locale.
+    """
+    try:
+        os.fsencode(given)
+    except UnicodeEncodeError:
+        return Path(os.fsdecode(str(given).encode("utf-8", "surrogateescape")))
+    return Path(given)
 
 
 def _mode(path: Path) -> int | None:
@@ -193,7 +204,7 @@ def _texts_below(
 def _globbed(pattern: Path, text: TextConfig | None, left_out: Tally) -> list[Source]:
     found, below = [], []
     for match in Walk(left_out).matches(pattern):
-        if match.is_dir():
+        if is_folder(match):
             below += _texts_below(match, text, left_out, strict=False)
         elif (source := _filled(match, left_out)) and _begins_as_text(source, left_out):
             found.append(source)

@@ -93,7 +93,13 @@ class Walk:
         if n_fixed == len(parts):
             return []
         top = Path(*parts[:n_fixed])
-        entries = self._listed(top, False, is_top=True) if top.is_dir() else []
+        try:
+            top.stat()
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return []
+        except OSError:
+            pass  # which listing it will say
+        entries = self._listed(top, False, is_top=True)
         return sorted(dict.fromkeys(self._matches(top, entries, parts[n_fixed:])))
 
     def _matches(
@@ -170,6 +176,13 @@ class Walk:
     def _leave_out(self, entry: Entry) -> None:
         kind = FOLDER if entry.is_folder else entry.kind
         self._left_out.add(entry.path, entry.why_not, kind)
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; False also where that cannot be known."""
+    with suppress(OSError):
+        return stat.S_ISDIR(path.stat().st_mode)
+    return False
 
 
 def kind_of_special(mode: int) -> str:

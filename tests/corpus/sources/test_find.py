@@ -91,7 +91,7 @@ def test_folders_are_searched_for_every_suffix(tmp_path, packing):
         ("*.csv", r"\*\.csv does not exist and matches no file"),
         ("none/**/*.csv", r"none/\*\*/\*\.csv does not exist and matches no file"),
         ("**/*.csv", r"csv matches no file of text; left out: 2 folders \(hidden\)$"),
-        ("bare", r"bare has no \.txt, \.md, .*\.parquet file: name others by a glob; left out: 1"),
+        ("bare", r"bare has no \.txt, \.md, .*\.epub file: name others by a glob; left out: 1"),
         ("bar?", r"bar\? matches no file of text; left out: 1 \.log \(no suffix of text; a glob"),
     ],
 )
@@ -363,6 +363,19 @@ def test_a_path_that_the_system_refuses_is_named(tmp_path):
         find_sources([tmp_path / "loop"])
     with pytest.raises(NotFoundError, match=r"a\\x00b does not exist"):
         find_sources(["a\0b"])
+
+
+def test_a_name_that_a_run_recorded_elsewhere_is_found_in_a_c_locale(tmp_path, monkeypatch):
+    write(tmp_path, "é.txt", "x")
+    bytes_of = os.fsencode
+
+    def in_ascii(path):
+        return os.fspath(path).encode("ascii", "surrogateescape")
+
+    monkeypatch.setattr(os, "fsencode", in_ascii)
+    monkeypatch.setattr(os, "fsdecode", lambda data: data.decode("ascii", "surrogateescape"))
+    (source,) = sources_in([tmp_path / "é.txt"])
+    assert in_ascii(source.path) == bytes_of(tmp_path / "é.txt")
 
 
 def test_a_file_that_vanishes_meanwhile_is_counted(tmp_path, monkeypatch):

@@ -168,14 +168,20 @@ def test_a_run_goes_on_though_its_folder_lies_among_its_texts(tmp_path, monkeypa
     monkeypatch.setenv("MINIGPT2_CACHE", str(tmp_path / "cache"))
     write(tmp_path, "a.txt", "The lamp is lit, and the sea says nothing.\n" * 40)
     small = ("--preset", "nano", "--batch-size", 1, "--block-size", 16, "--out", "out/run")
-    for data in (".", "**/*.txt"):
-        first = run_here(capsys, "train", "--data", data, *small, "--max-steps", 1)
-        assert first.code == 0 and "files           1 .txt\n" in first.err
-        second = run_here(capsys, "train", "--data", data, *small, "--max-steps", 2, "--resume")
-        assert second.code == 0, second.err
-        assert "files           1 .txt\n" in second.err
-        assert "1 folder (a run of minigpt2)" in second.err
-        assert len(RunFolder(Path("out/run")).checkpoints()) == 2
-        with pytest.raises(NotFoundError, match="has no"):
-            find_sources(["out/run"])  # nothing that this version writes
-        Path("out").rename(tmp_path.parent / f"{tmp_path.name}-{len(data)}")
+    text = ("--data", "**/*.txt")
+    first = run_here(capsys, "train", *text, *small, "--max-steps", 1)
+    assert first.code == 0 and "files           1 .txt\n" in first.err
+    second = run_here(capsys, "train", *text, *small, "--max-steps", 2, "--resume")
+    assert second.code == 0, second.err
+    assert "files           1 .txt\n" in second.err
+    assert "1 folder (a run of minigpt2)" in second.err
+    assert len(RunFolder(Path("out/run")).checkpoints()) == 2
+    for given in (".", "*", "**", "**/*.jsonl", "out/*"):
+        try:
+            found = find_sources([given])
+        except NotFoundError as problem:
+            assert "a run of minigpt2" in str(problem)
+        else:
+            assert [source.label for source in found.sources] == ["a.txt"]
+    with pytest.raises(NotFoundError, match="has no"):
+        find_sources(["out/run"])  # nothing that this version writes
