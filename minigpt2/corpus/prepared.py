@@ -37,7 +37,7 @@ from .sources.html_text import PARSER
 from .sources.left_out import LeftOut, added_up, kind_of_name
 from .sources.rows import TABLES, table_delimiter, usual_delimiter
 from .token_file import BLOCK_BYTES, DOCUMENT, SPAN, TokenFile, dtype_for, write_token_file
-from .tokenizing import TOKENIZED, TextTokenizer, tokenize
+from .tokenizing import TOKENIZED, TextTokenizer, end_probe, tokenize
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +134,7 @@ def prepare(
     by default `default_cache_dir()`. Raises InputError or NotFoundError for files that are missing,
     empty or no text, or change meanwhile.
     """
+    end_probe()
     if not 0 <= val_fraction < 1:
         raise InputError(f"val_fraction is {val_fraction}, allowed is from 0 to below 1")
     cache = Path(cache_dir or default_cache_dir())

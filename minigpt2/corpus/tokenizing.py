@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import struct
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -21,7 +22,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import chain, groupby
+from multiprocessing.context import SpawnContext
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -309,7 +312,10 @@ def _encoder(
     encoding: Encoding, workers: int, n_bytes: int
 ) -> Iterator[Callable[[Iterable[list[_Piece]]], Iterator[tuple[list[_Piece], Encoded]]]]:
     """A function from batches to batches with their ids, in order, here or in other processes."""
-    if workers <= 1 or n_bytes < ENOUGH_FOR_PROCESSES:
+    several = workers > 1 and n_bytes >= ENOUGH_FOR_PROCESSES
+    if not several or _came_from_stdin(sys.modules["__main__"]):
+        if several:
+            logger.info("tokenizing in one process: others cannot import a program from stdin")
         yield lambda batches: ((batch, _encode(encoding, batch)) for batch in batches)
         return
     # a fork would copy the threads' locks of torch, and Windows and macOS have none
@@ -317,6 +323,7 @@ def _encoder(
     with _signals_blocked():  # starts multiprocessing's resource tracker
         pool = ProcessPoolExecutor(workers, context, _start_worker, (encoding,))
     try:
+        _require_main_guard(context)
         yield lambda batches: _in_order(pool, batches, ahead=2 * workers)
     except BrokenProcessPool as problem:
         raise OptionError(
@@ -325,6 +332,51 @@ def _encoder(
         ) from problem
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+PROBE = "minigpt2 imports the program"  # a process's name
+UNGUARDED = 87  # its exit code where it comes to the call that started it
+
+
+def end_probe() -> None:
+    """End this process if it was started to import a program whose main guard is missing.
+
+    Whatever may come to tokenize calls this before it reads, locks or writes anything.
+    """
+    if multiprocessing.current_process().name == PROBE:
+        raise SystemExit(UNGUARDED)
+
+
+def _require_main_guard(context: SpawnContext) -> None:
+    """Raise OptionError unless a new process can import the program, as each that tokenizes does.
+
+    Seen in a process that is sent nothing: one that ends before it has read its tokenizer leaves
+    its parent writing to it for ever.
+    """
+    process = context.Process(target=int, name=PROBE, daemon=True)
+    with _signals_blocked():
+        process.start()
+    process.join()
+    if process.exitcode == UNGUARDED:
+        raise OptionError(
+            "with workers above 1 each process imports the program that starts it: use workers=1, "
+            'or put the call below if __name__ == "__main__":',
+            "workers",
+        )
+    if process.exitcode:
+        raise OptionError(
+            "a process that tokenizes could not import the program that starts it: its own message "
+            "says why; with workers=1 none is needed",
+            "workers",
+        )
+
+
+def _came_from_stdin(program: ModuleType) -> bool:
+    """Whether the program has no file that a process could import; that of a session or a notebook
+    names none, and none is imported.
+    """
+    path = getattr(program, "__file__", None)
+    return path is not None and program.__spec__ is None and not Path(path).is_file()
 
 
 @contextlib.contextmanager

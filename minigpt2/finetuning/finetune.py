@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import refuse
+from ..corpus.tokenizing import end_probe
 from ..decoding.text import check_fits
 from ..errors import OptionError
 from ..model import GPT2
@@ -64,6 +65,7 @@ def finetune(
     `Run.open(out).resume()` goes on. Raises InputError, a ValueError, for what cannot be used, and
     NotFoundError, a FileNotFoundError, for what is not there.
     """
+    end_probe()
     require_settings(settings, SETTINGS)
     if not (isinstance(progress, bool) or callable(progress)):
         raise refuse("progress", progress, "True, False or a function of Metrics")

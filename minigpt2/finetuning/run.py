@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..corpus.tokenizing import end_probe
 from ..errors import NotFoundError
 from ..model import GPT2
 from ..runs.folder import RunFolder
@@ -88,6 +89,7 @@ class Run:
         max_steps. Raises InputError for those that would make it another run; for `progress`, and
         for what an interrupt does, see `finetune`.
         """
+        end_probe()
         require_settings(changes, RESUMED)
         values = {**recorded(self.folder, changes), **changes}
         options = options_from({**values, "out": str(self.folder), "resume": True})

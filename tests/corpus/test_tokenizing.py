@@ -235,6 +235,56 @@ def test_workers_end_with_their_killed_parent(tmp_path):
         time.sleep(0.05)
 
 
+UNGUARDED = """
+    import sys
+    from minigpt2 import finetune
+    from minigpt2.corpus import prepare, tokenizing
+    from minigpt2.tokenizer import Tokenizer
+
+    name, text, cache = sys.argv[1:]
+    tokenizing.ENOUGH_FOR_PROCESSES = 0
+    if name == "imported twice":
+        assert __name__ == "__main__"
+    if name == "finetune":
+        finetune(preset="nano", data=text, workers=2, max_steps=1, out=cache + "/run")
+    else:
+        print(prepare([text], Tokenizer.gpt2(), workers=2, cache_dir=cache).n_documents)
+"""
+GUARD = 'use workers=1, or put the call below if __name__ == "__main__":'
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "tracebacks"),
+    [
+        ("prepare", GUARD, 1),
+        pytest.param("finetune", GUARD, 1, marks=pytest.mark.slow),
+        ("imported twice", "could not import the program that starts it", 2),
+    ],
+)
+def test_a_program_that_processes_cannot_import_ends_with_the_reason(
+    tmp_path, name, told, tracebacks
+):
+    script, (path,) = tmp_path / "script.py", write(tmp_path, a="one two " * 999)
+    script.write_text(textwrap.dedent(UNGUARDED))
+    done = subprocess.run(
+        [sys.executable, script, name, path, tmp_path / "cache"],
+        env={**os.environ, "MINIGPT2_CACHE": str(tmp_path / "cache")},
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 1 and told in done.stderr.splitlines()[-1]
+    assert done.stderr.count("Traceback (most recent call last)") == tracebacks
+    assert not list(tmp_path.rglob("ids.tmp")) and not (tmp_path / "cache" / "run").exists()
+
+
+def test_a_program_from_stdin_which_no_process_can_import_tokenizes_alone(tmp_path):
+    (path,) = write(tmp_path, a="one two " * 999)
+    done = subprocess.run(
+        [sys.executable, "-", "prepare", path, tmp_path / "cache"],
+        input=textwrap.dedent(UNGUARDED), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
 def is_running(pid):
     try:
         status = Path(f"/proc/{pid}/status").read_text()
