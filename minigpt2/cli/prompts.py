@@ -95,12 +95,25 @@ def asked() -> Iterator[str]:
     with keyboard_interrupts(), _history():
         while True:
             try:
-                yield input("> ")
+                yield _line()
             except KeyboardInterrupt:
                 print()
             except EOFError:
                 print()
                 return
+
+
+def _line() -> str:
+    """What is typed next, or the next line of what else is stdin, which may have no line end."""
+    if sys.stdin.isatty():
+        return input("> ")
+    print("> ", end="", flush=True)
+    line = sys.stdin.readline(LONGEST + 1)
+    if not line:
+        raise EOFError
+    if len(line) > LONGEST:
+        raise InputError(f"stdin has a line of more than {LONGEST:,} characters: give shorter ones")
+    return line.removesuffix("\n")
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import stat
+from types import SimpleNamespace
 
 import pytest
 
@@ -31,6 +32,7 @@ def one_prompt(tmp_path, monkeypatch):
         return text
 
     monkeypatch.setattr(builtins, "input", type_one)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
     yield
     readline.clear_history()
 
@@ -63,3 +65,13 @@ def test_a_stdin_without_an_end_is_refused(monkeypatch):
         prompts.read_prompts(SampleOptions(prompt="-"))
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a" * 5)))
     assert prompts.read_prompts(SampleOptions(prompt="-")) == ["aaaaa"]
+
+
+def test_what_is_no_terminal_is_read_by_lines_that_have_an_end(monkeypatch, capsys):
+    monkeypatch.setattr(prompts, "LONGEST", 5)
+    monkeypatch.setattr("sys.stdin", io.StringIO("One\n\nlamps"))
+    assert list(asked()) == ["One", "", "lamps"]
+    assert capsys.readouterr().out == "> > > > \n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("\0" * 6))
+    with pytest.raises(InputError, match="stdin has a line of more than 5 characters"):
+        list(asked())
