@@ -257,10 +257,12 @@ class Tokenizer:
         """Say, once for each, which special tokens a text holds that are read as plain text."""
         if found := self.special_in(text).keys() - self._noticed:
             self._noticed |= found
+            one = len(found) == 1
             logger.warning(
-                "%s in a text is read as plain text: --special-tokens, or special=True, reads it "
-                "as a token",
+                "%s in a text %s read as plain text: --special-tokens, or special=True, reads %s",
                 ", ".join(sorted(found)),
+                "is" if one else "are",
+                "it as a token" if one else "them as tokens",
             )
 
     @property

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import vocabularies
 from minigpt2.errors import InputError
 from minigpt2.tokenizer import SPACES, TextStream, Tokenizer, split_long_whitespace
+from tokenizer_folders import with_words, word
 from vocabularies import FRAGMENTS, SIZES, gpt2, hf_encode, quick, texts
 
 saved = vocabularies.saved
@@ -131,6 +132,16 @@ def test_special_tokens_are_text_and_named_once_unless_they_are_asked_for(caplog
     assert tokenizer.decode(ids) == tokenizer.decode(plain) == text
     assert tokenizer.encode_array("", special=True).tolist() == []
     assert len(caplog.records) == 1
+
+
+def test_several_special_tokens_are_named_in_one_sentence(caplog, tmp_path, tmp_path_factory):
+    folder = with_words(tmp_path / "words", tmp_path_factory, word("<user>"), word("<model>"))
+    Tokenizer.from_folder(folder).encode("<user> a <model>")
+    (message,) = caplog.messages
+    assert message == (
+        "<model>, <user> in a text are read as plain text: --special-tokens, or special=True, "
+        "reads them as tokens"
+    )
 
 
 # Long runs of whitespace
