@@ -39,6 +39,13 @@ def require(name: str, value: object, ok: bool, allowed: str) -> None:
         raise refuse(name, value, allowed)
 
 
+def require_loaded(name: str, value: object, kind: str, has: str) -> None:
+    """Raise OptionError for what is no object of the class `kind`, which is known by what it has:
+    a name, perhaps, by which one is loaded.
+    """
+    require(name, value, hasattr(value, has), f"a {kind}: {kind}.from_pretrained loads one")
+
+
 def check_field(options: object, name: str, ok: bool, allowed: str) -> None:
     """Raise OptionError unless the value of a field is ok."""
     require(name, getattr(options, name), ok, allowed)

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .arguments import id_list, id_rows, refuse, whole
+from .arguments import id_list, id_rows, refuse, require_loaded, whole
 from .cache import KVCache
 from .errors import InputError, OptionError
 from .model import GPT2, evaluation_mode, unknown_ids
@@ -353,6 +353,7 @@ def generate(
     be summed in another order than those of one. Ids from vocab_size on, and the `unused` ones
     (`Tokenizer.ids_without_token`), never come.
     """
+    require_loaded("model", model, "GPT2", "hidden")
     stops, rows = frozenset(id_list("stop_ids", stop_ids)), id_rows("rows", rows)
     settings = DecodeSettings(
         max_new_tokens,

@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from minigpt2.arguments import MOST_SHOWN, check_types, id_list, id_rows, texts, whole
+from minigpt2.decoding.text import complete, stream, stream_text
 from minigpt2.errors import OptionError
+from minigpt2.evaluation.score import score, score_ids
+from minigpt2.generate import generate
+from minigpt2.model import GPT2, GPT2Config
+from minigpt2.tokenizer import Tokenizer
 
 
 def refusal(call, *arguments, **options):
@@ -146,3 +151,16 @@ def test_values_of_another_type_are_refused(values, message):
 def test_a_long_value_is_cut():
     told = refusal(whole, "n", "x" * 10_000)
     assert len(told) < MOST_SHOWN + 60 and "..." in told
+
+
+def test_the_name_of_a_model_or_tokenizer_in_its_place_is_told_how_to_load_it():
+    tokenizer = Tokenizer.gpt2(300)
+    model = GPT2(GPT2Config(vocab_size=300, block_size=8, n_embd=4, n_layer=1, n_head=1))
+    told = "model is 'gpt2', allowed is a GPT2: GPT2.from_pretrained loads one"
+    assert refusal(generate, "gpt2", [[1]], max_new_tokens=1) == told
+    assert refusal(score_ids, "gpt2", [[1, 2]]) == told
+    for function in (complete, stream, stream_text, score):
+        assert refusal(function, "gpt2", tokenizer, "a") == told
+        assert refusal(function, model, "gpt2", "a") == (
+            "tokenizer is 'gpt2', allowed is a Tokenizer: Tokenizer.from_pretrained loads one"
+        )

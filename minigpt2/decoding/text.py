@@ -10,7 +10,7 @@ from typing import Any, Literal, TypedDict
 
 from torch import Tensor
 
-from ..arguments import id_list, refuse, shown, texts
+from ..arguments import id_list, refuse, require_loaded, shown, texts
 from ..errors import InputError
 from ..generate import NEUTRAL, DecodeSettings, Token, decode
 from ..model import GPT2
@@ -287,6 +287,8 @@ def _start(
     """A writer for each prompt, and the decode steps that let them write; `how` are the other
     fields of DecodeSettings.
     """
+    require_loaded("model", model, "GPT2", "hidden")
+    require_loaded("tokenizer", tokenizer, "Tokenizer", "eot")
     possible = drawable(tokenizer, model)
     banned = _banned(ban, tokenizer, possible["vocab_size"])
     settings = DecodeSettings(**possible, banned=banned, **how)

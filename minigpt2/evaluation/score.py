@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import id_rows, refuse, whole
+from ..arguments import id_rows, refuse, require_loaded, whole
 from ..errors import InputError
 from ..loss import MOST_LOGITS
 from ..model import GPT2, evaluation_mode, unknown_ids
@@ -66,6 +66,8 @@ def score(model: GPT2, tokenizer: Tokenizer, text: str, *, stride: int | None = 
     it. Ids that the tokenizer has not, the padding of some vocabularies, have no probability, as
     when decoding. Raises InputError for what is no text, and OptionError for another stride.
     """
+    require_loaded("tokenizer", tokenizer, "Tokenizer", "eot")
+    require_loaded("model", model, "GPT2", "hidden")
     ids = tokenizer.encode(text)
     n_ids = min(tokenizer.vocab_size, model.config.vocab_size)
     unused = tokenizer.ids_without_token(n_ids)
@@ -88,6 +90,7 @@ def score_ids(
     numbers that it has alone, up to rounding. Ids from vocab_size on and `unused` ones, which can
     only be read, cost inf. All are NaN where the model's scores are not finite.
     """
+    require_loaded("model", model, "GPT2", "hidden")
     rows = id_rows("rows", rows)
     nats: list[list[float | None]] = [[None] * len(row) for row in rows]
     found_logits = scored_logits(model, rows, stride=stride, vocab_size=vocab_size, unused=unused)
