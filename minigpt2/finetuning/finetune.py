@@ -26,10 +26,13 @@ from ..training.options import (
 )
 from .added_tokens import kept_grown, loaded
 from .inputs import InMemory, require_inputs
-from .run import MODULE, Run, spelled, trained
+from .run import MODULE, Run, in_arguments, spelled, trained
 from .session import Starter
 
+LONGEST_NAME = 255  # of a file
 
+
+@in_arguments()
 def finetune(
     model_or_folder: GPT2 | str | Path | None = None,
     tokenizer: Tokenizer | None = None,
@@ -70,6 +73,11 @@ def finetune(
     if not (isinstance(progress, bool) or callable(progress)):
         raise refuse("progress", progress, "True, False or a function of Metrics")
     found = paths("data", data)
+    for path in found:
+        if _is_text(path):
+            raise refuse("data", path, "paths: a text itself is given as texts")
+    if not (out is None or isinstance(out, (str, Path))):
+        raise refuse("out", out, "a folder")
     if bool(found) == (texts is not None):
         given = "both given: choose one" if found else "both missing: give one of them"
         raise OptionError(f"data and texts are {given}", "data", "texts")
@@ -99,6 +107,13 @@ def finetune(
             keep(run)
 
     return trained(options, Starter(call, progress, write, has_signals=False))
+
+
+def _is_text(path: str) -> bool:
+    """Whether what was given as a path can be none, or has lines and is none."""
+    if any(len(part.encode(errors="replace")) > LONGEST_NAME for part in Path(path).parts):
+        return True
+    return "\n" in path and not Path(path).exists()
 
 
 def _model_in_memory(

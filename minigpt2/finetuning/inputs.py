@@ -9,12 +9,13 @@ import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from ..arguments import refuse, shown
+from ..arguments import Preset, refuse, shown
 from ..corpus.sources.find import require_local
 from ..errors import OptionError
 from ..hub.folders import require_source
+from ..hub.pins import public_model
 from ..runs import kept
 from ..system.files import replace_file
 from ..training.options import TrainOptions
@@ -33,6 +34,11 @@ def require_inputs(options: TrainOptions, but: Collection[str] = ()) -> None:
     if not options.resume:
         given = (*options.data, *options.val_data)
         require_local([path for path in given if path not in but], options.text)
+        name = options.model or ""
+        if name in get_args(Preset) and not (public_model(name) or Path(name).is_dir()):
+            raise OptionError(
+                f"model is {name}, which is a preset: give it as preset", "model", "preset"
+            )
         if not options.preset and options.source not in but:
             require_source(options.source)
 
@@ -70,12 +76,13 @@ def write_rows(path: Path, texts: Iterable[str], text_field: str) -> None:
     """
     if not isinstance(texts, Iterable):
         raise refuse("texts", texts, "texts, one or many")
-    empty = True
+    given, empty = False, True
     with path.open("w", encoding="utf-8") as file:
         for text in [texts] if isinstance(texts, str) else texts:
             if not isinstance(text, str):
                 raise OptionError(f"texts holds {shown(text)}, allowed are texts", "texts")
             file.write(json.dumps({text_field: text}, allow_nan=False) + "\n")
-            empty = False
+            given, empty = True, empty and not text
     if empty:
-        raise OptionError("texts is empty: give at least one text", "texts")
+        is_so = "holds empty texts alone: give another" if given else "is empty: give at least one"
+        raise OptionError(f"texts {is_so} text", "texts")

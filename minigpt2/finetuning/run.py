@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import html
 import os
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..arguments import refuse
 from ..corpus.tokenizing import end_probe
-from ..errors import NotFoundError
+from ..errors import InputError, NotFoundError
 from ..model import GPT2
 from ..runs.folder import RunFolder
 from ..runs.record import Metrics, Sample
@@ -30,6 +32,22 @@ from .session import Starter, train
 RESUMED = ("data", "model", *SETTINGS)  # what a run that goes on may be given anew
 MODULE = "minigpt2"  # whose notices are shown
 
+FLAG = re.compile(r"(?<![\w./-])--([a-z]+(?:-[a-z]+)*)")
+CALLS = {"add --resume": "go on with Run.open(out).resume()"}  # what a command is told, in Python
+
+
+@contextmanager
+def in_arguments() -> Iterator[None]:
+    """Errors raised inside name the arguments of a call where a command has flags."""
+    try:
+        yield
+    except InputError as problem:
+        text = str(problem)
+        for command, call in CALLS.items():
+            text = text.replace(command, call)
+        problem.args = (FLAG.sub(lambda found: found[1].replace("-", "_"), text),)
+        raise
+
 
 @dataclass(frozen=True)
 class Run:
@@ -45,6 +63,8 @@ class Run:
 
         Raises NotFoundError where there is none.
         """
+        if not isinstance(folder, (str, Path)):
+            raise refuse("folder", folder, "the folder of a run")
         run = RunFolder(Path(folder))
         if not run.path.is_dir():
             raise NotFoundError(f"there is no folder {run.path}: name the folder of a run")
@@ -81,6 +101,7 @@ class Run:
         """The page that shows all of it, drawn anew at evaluations."""
         return self.folder / "report.html"
 
+    @in_arguments()
     def resume(self, *, progress: bool | Callable[[Metrics], None] = True, **changes: Any) -> Run:
         """Go on from the newest checkpoint, as `train.py --resume` does: the run that was never
         stopped, bit for bit where `changes` is empty and the machine is the same.

@@ -115,6 +115,7 @@ class Checkpoint:
         """
         for name, values in self.facts.differences(facts, but).items():
             was, now = ("not given" if value is None else value for value in values)
+            was, now = (kept.found(str(value), self.path.parents[1]) for value in (was, now))
             raise InputError(
                 f"--resume: {name} was {was} in {self.path} and is {now} now; leave it out to "
                 "go on as the run began, or choose another --out"

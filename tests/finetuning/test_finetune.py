@@ -18,6 +18,7 @@ import torch
 
 import minigpt2
 from minigpt2 import GPT2, InputError, NotFoundError, Run, Tokenizer, finetune
+from minigpt2.finetuning.run import in_arguments
 from minigpt2.formats.tensors import read_tensors
 from minigpt2.runs.folder import RunFolder
 from minigpt2.runs.kept import BASE, TEXTS
@@ -241,6 +242,13 @@ REFUSED = {  # the call, and what is said
     "no path": (lambda: finetune("model", data=3), "data is 3, allowed is a path, or several"),
     "no text": (lambda: finetune("model", texts=["a", 5]), "texts holds 5, allowed are texts"),
     "no texts": (lambda: finetune("model", texts=()), "texts is empty: give at least one text"),
+    "empty texts": (lambda: finetune("model", texts=["", ""]), "texts holds empty texts alone"),
+    "a text": (lambda: finetune("model", data="The sea. " * 99), "a text itself is given as texts"),
+    "lines": (lambda: finetune("model", data="A lamp.\nA sea."), "a text itself is given as texts"),
+    "out": (lambda: finetune("model", data="lamps.txt", out=4), "out is 4, allowed is a folder"),
+    "a preset": (lambda: finetune("nano", data="lamps.txt"), "is a preset: give it as preset"),
+    "of none": (lambda: Run.open(None), "folder is None, allowed is the folder of a run"),
+    "a flag": (lambda: finetune("model", data="lamps.txt", fsdp=True), "fsdp shares a model"),
     "texts 5": (lambda: finetune("model", texts=5), "texts is 5, allowed is texts, one or many"),
     "no tokenizer": (lambda: finetune(GPT2.from_pretrained("model"), data="lamps.txt"),
                      "tokenizer is missing: a model in memory comes without one"),
@@ -284,7 +292,7 @@ def test_what_is_not_there_is_a_file_not_found_error(place, name):
     assert isinstance(caught.value, NotFoundError) and message in str(caught.value)
 
 
-def test_errors_of_a_run_are_the_commands(place, capsys):
+def test_errors_of_a_run_are_the_commands_with_arguments_in_the_place_of_flags(place, capsys):
     finetune("model", data="lamps.txt", out="run", progress=False, **SHORT)
     told = []
     for call in (
@@ -305,7 +313,18 @@ def test_errors_of_a_run_are_the_commands(place, capsys):
         ),
     ):
         result = run_here(capsys, "train", *more)
-        assert result.code == 2 and result.last_line == f"error: {message}"
+        told_by_command = result.last_line.removeprefix("error: ")
+        with pytest.raises(InputError) as caught, in_arguments():
+            raise InputError(told_by_command)
+        assert (result.code, str(caught.value)) == (2, message)
+        assert "--" in told_by_command and "--" not in message
+    assert told[0].endswith("go on with Run.open(out).resume() or choose another out")
+
+
+def test_errors_keep_their_kind_and_paths_that_look_like_flags():
+    with pytest.raises(NotFoundError) as caught, in_arguments():
+        raise NotFoundError("--val-data x--data/--out/a.--out: check --lora-rank")
+    assert str(caught.value) == "val_data x--data/--out/a.--out: check lora_rank"
 
 
 def test_an_error_in_the_callers_texts_is_the_callers_and_their_files_are_safe(place):

@@ -89,7 +89,7 @@ def test_a_listener_that_fails_ends_the_run_which_can_go_on(run):
     [
         ({"max_stepz": 9}, "there is no setting max_stepz (did you mean max_steps?)"),
         ({"out": "x"}, "there is no setting out"),
-        ({"seed": 9}, "--seed was 1337 in run/checkpoints/step-000004 and is 9 now"),
+        ({"seed": 9}, "seed was 1337 in run/checkpoints/step-000004 and is 9 now"),
         ({"val_fraction": "a"}, "val_fraction is 'a', allowed is a number"),
     ],
 )
@@ -99,3 +99,9 @@ def test_changes_that_cannot_be_are_refused(run, changes, message):
         run.resume(**changes)
     assert message in str(caught.value)
     assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
+
+
+def test_another_model_is_refused_by_the_name_of_the_one_that_was_in_memory(run, tmp_path):
+    with pytest.raises(InputError, match=r"model was run/base in .* and is .*model now") as caught:
+        run.resume(model=tmp_path / "model", max_steps=9, progress=False)
+    assert "{out}" not in str(caught.value)
