@@ -121,8 +121,10 @@ def test_html_does_not_depend_on_how_much_is_parsed_at_once(page, size):
 
 
 @quick
-@given(st.lists(st.sampled_from(TAGS), max_size=12).map("".join))
-def test_html_is_the_same_deep_inside_other_elements(page):
+@given(st.lists(st.sampled_from(TAGS).filter(lambda tag: "body" not in tag), max_size=12))
+def test_html_is_the_same_deep_inside_other_elements(tags):
+    # text behind </body> is in the innermost element for browsers, and behind a border for lxml
+    page = "".join(tags)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(html_text, "DEEPEST", 20)
         patch.setattr(html_text, "BLOCK", 30)
