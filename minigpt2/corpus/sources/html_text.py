@@ -41,6 +41,7 @@ MAY_BE_ENDING = re.compile(r"<(?:/(?:p|h[1-6]?)?)?\Z", re.IGNORECASE)  # the nex
 # An end tag is sought among all open elements, so that more of them would take quadratic time.
 DEEPEST = 1000
 KEPT = DEEPEST // 2
+REFERENCE = re.compile("&#?[0-9A-Za-z]*\\Z")  # a character's number or name that may go on
 LONGEST_TAG = 2**25  # characters; a tag or comment is held in memory
 
 
@@ -94,7 +95,8 @@ class Page:
                 self._feed_parser("<p></p>")
             self._feed_parser(piece)
             # Behind a tag that ends in such a piece the parser knows of nothing but text.
-            if border is TAG and self._seen.at_border and len(self._seen.open) > DEEPEST:
+            behind_tag = border is TAG and self._seen.at_border and not REFERENCE.search(piece)
+            if behind_tag and len(self._seen.open) > DEEPEST:
                 self._begin_anew()
 
     def _feed_parser(self, text: str) -> None:
