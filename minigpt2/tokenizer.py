@@ -12,9 +12,10 @@ import hashlib
 import json
 import logging
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,7 @@ PIECES = "|".join(
         r"\s",
     ]
 )
+LONGEST_PIECE = 1_000_000  # characters: tiktoken takes a hundred times the memory of a piece
 LONGEST_RUN = 100_000  # tiktoken gives up at about 1,000,000 whitespace characters
 
 
@@ -150,8 +152,10 @@ class Tokenizer:
         """The ids of a text. "<|endoftext|>" in it is text like any other, seven tokens in GPT-2;
         with `special` it and its like are tokens, as in transformers.
 
-        Words that were added and are not special are tokens always. Raises InputError for what is
-        no text, and for a lone surrogate, which is not valid Unicode, with its position.
+        Words that were added and are not special are tokens always. More than a million letters,
+        numbers, other signs or whitespace characters in a row are cut after each million
+        (`LONGEST_PIECE`). Raises InputError for what is no text, and for a lone surrogate, which is
+        not valid Unicode, with its position.
         """
         _check_text(text)
         if not special:
@@ -163,7 +167,7 @@ class Tokenizer:
 
     def _merged(self, text: str) -> list[int]:
         ranks: list[int] = []
-        for part in split_long_whitespace(self._prefixed(text), LONGEST_RUN):
+        for part in _tractable(self._prefixed(text)):
             ranks += self._bpe.encode(part, disallowed_special=())
         return ranks if self._ids_are_ranks else [self._vocabulary.ids[rank] for rank in ranks]
 
@@ -190,7 +194,7 @@ class Tokenizer:
     def _merged_array(self, text: str) -> np.ndarray:
         import numpy as np
 
-        parts = split_long_whitespace(self._prefixed(text), LONGEST_RUN)
+        parts = _tractable(self._prefixed(text))
         ranks = [self._bpe.encode_to_numpy(part, disallowed_special=()) for part in parts]
         whole = ranks[0] if len(ranks) == 1 else np.concatenate(ranks)
         return whole if self._ids_are_ranks else self._id_array[whole]
@@ -269,6 +273,11 @@ class Tokenizer:
     def uncut(self) -> tuple[str, ...]:
         """Texts behind which whitespace may belong to the same token: no place to cut a text."""
         return self._words.before_space
+
+    @property
+    def added_names(self) -> tuple[str, ...]:
+        """The words that were added, special ones too."""
+        return tuple(word.name for word in self._vocabulary.words)
 
     @property
     def cut_before(self) -> str:
@@ -451,3 +460,42 @@ def split_long_whitespace(text: str, longest: int) -> Iterator[str]:
             yield text[run.start() : run.end() - 1]
             start = run.end() - 1
     yield text[start:]
+
+
+def _tractable(text: str) -> Iterator[str]:
+    """A text in parts that tiktoken can take."""
+    for part in split_long_runs(text, LONGEST_PIECE):
+        yield from split_long_whitespace(part, LONGEST_RUN)
+
+
+def split_long_runs(text: str, longest: int) -> Iterator[str]:
+    """Cut a text in runs of more than `longest` characters of one kind (letters, numbers, other
+    signs, whitespace), each time after so many: a run may be one piece, or the most of one.
+
+    Where a text goes on after a part, the parts that follow are those of what is left.
+    """
+    start = 0
+    for begin, end in _long_runs(text, longest) if len(text) > longest else ():
+        for cut in range(begin + longest, end, longest):
+            yield text[start:cut]
+            start = cut
+    yield text[start:]
+
+
+def _long_runs(text: str, longest: int) -> Iterator[tuple[int, int]]:
+    """Where they begin and end. What has whitespace now and then, as nearly all, has none."""
+    repeated = f"{{{longest + 1},}}"
+    for found in re.finditer(f"[{SPACES}]{repeated}|[^{SPACES}]{repeated}", text):
+        if found[0].isalpha() or found[0].isspace():
+            yield found.span()
+            continue
+        kinds = "".join(map(kind_of_character, found[0]))
+        for run in re.finditer(f"L{repeated}|N{repeated}|P{repeated}", kinds):
+            yield found.start() + run.start(), found.start() + run.end()
+
+
+@cache
+def kind_of_character(character: str) -> str:
+    """L for a letter, N for a number and P for all else, as PIECES has it, but for whitespace."""
+    kind = unicodedata.category(character)[0]
+    return kind if kind in "LN" else "P"

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import vocabularies
+from minigpt2 import tokenizer as tokenizer_module
 from minigpt2.errors import InputError
-from minigpt2.tokenizer import SPACES, TextStream, Tokenizer, split_long_whitespace
+from minigpt2.tokenizer import (
+    SPACES,
+    TextStream,
+    Tokenizer,
+    split_long_runs,
+    split_long_whitespace,
+)
 from tokenizer_folders import with_words, word
 from vocabularies import FRAGMENTS, SIZES, gpt2, hf_encode, quick, texts
 
@@ -163,6 +171,44 @@ def test_cutting_at_whitespace_changes_no_id(text, longest):
     parts = list(split_long_whitespace(text, longest))
     assert "".join(parts) == text
     assert [id for part in parts for id in gpt2().encode(part)] == gpt2().encode(text)
+
+
+def runs_cut_one_by_one(text, longest):
+    """The definition: of each kind of character so many in a row, then a cut."""
+    parts, before, n = [""], "", 0
+    for character in text:
+        kind = "S" if character in re.findall(f"[{SPACES}]", character) else "P"
+        category = unicodedata.category(character)[0]
+        kind = category if kind == "P" and category in "LN" else kind
+        n = n + 1 if kind == before else 1
+        if n > longest:
+            parts.append("")
+            n = 1
+        parts[-1] += character
+        before = kind
+    return parts
+
+
+long_runs = st.lists(
+    st.sampled_from(["aaa", "b", "日", "12", "²", "!?", "'s", "\u0301", " ", "\n\n", "\x1c"])
+)
+
+
+@quick
+@given(long_runs.map("".join), st.integers(2, 5))
+def test_long_runs_are_cut_by_their_definition_and_so_is_what_is_left(text, longest):
+    parts = list(split_long_runs(text, longest))
+    assert parts == runs_cut_one_by_one(text, longest)
+    for at in range(len(parts)):
+        assert list(split_long_runs("".join(parts[at:]), longest)) == parts[at:]
+
+
+def test_a_piece_of_more_than_a_million_characters_is_cut(monkeypatch):
+    text = "so " + "a" * 2_000_001
+    assert gpt2(257).decode(gpt2(257).encode(text)) == text
+    monkeypatch.setattr(tokenizer_module, "LONGEST_PIECE", 10)
+    ids = [id for part in ["so " + "a" * 10, "a" * 10, "aaa"] for id in gpt2()._bpe.encode(part)]
+    assert gpt2().encode("so " + "a" * 23) == gpt2().encode_array("so " + "a" * 23).tolist() == ids
 
 
 @pytest.mark.parametrize("end", ["", "x", "\n"])

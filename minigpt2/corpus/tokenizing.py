@@ -31,6 +31,7 @@ import numpy as np
 
 from ..errors import InputError, OptionError
 from ..formats.chat import ChatTemplate, unshielded
+from ..tokenizer import LONGEST_PIECE, kind_of_character, split_long_runs
 from .cleaning import Cleaner
 from .options import TextConfig
 from .sources.documents import read_documents
@@ -72,6 +73,11 @@ class TextTokenizer(Protocol):
     @property
     def uncut(self) -> tuple[str, ...]:
         """Texts behind which whitespace may belong to the same token."""
+        ...
+
+    @property
+    def added_names(self) -> tuple[str, ...]:
+        """Texts that are tokens wherever they stand."""
         ...
 
     @property
@@ -140,7 +146,7 @@ def tokenize(
     return Tokenized(
         np.frombuffer(tokenized, TOKENIZED),
         np.frombuffer(prompts, SPAN),
-        {**cleaner.counts, **reader.chats},
+        {**cleaner.counts, **reader.counts, **reader.chats},
         dict(named),
     )
 
@@ -150,6 +156,13 @@ class LastCut(NamedTuple):
 
     pattern: re.Pattern[str]
     context: int = 1
+    names: tuple[str, ...] = (SEPARATOR,)  # where one stands, there is no other place
+    elsewhere: bool = True  # where no whitespace is
+
+    @property
+    def margin(self) -> int:
+        """How many characters at an end may be the beginning of a name."""
+        return max(map(len, self.names), default=1)
 
 
 # No piece of GPT-2's pattern has whitespace after anything else, so a text can be cut there.
@@ -160,17 +173,27 @@ def last_cut(tokenizer: TextTokenizer) -> LastCut:
     """Where this tokenizer's texts can be cut: where GPT-2's can, but in no word that was added."""
     behind = "".join(f"(?<!{re.escape(text)})" for text in tokenizer.uncut)
     pattern = re.compile(rf".*\S{behind}(?=[{tokenizer.cut_before}])", re.DOTALL)
-    return LastCut(pattern, max([1, *map(len, tokenizer.uncut)]))
+    names = tuple({SEPARATOR, *tokenizer.added_names} - {""})
+    context = max([1, *map(len, tokenizer.uncut)])
+    return LastCut(pattern, context, names, tokenizer.cut_before != " ")
 
 
 def cut_at_words(
-    chunks: Iterable[str], size: int = BATCH_CHARACTERS, *, last: LastCut = LAST_CUT
+    chunks: Iterable[str],
+    size: int = BATCH_CHARACTERS,
+    *,
+    last: LastCut = LAST_CUT,
+    longest: int = LONGEST_PIECE,
+    counts: Counter[str] | None = None,
 ) -> Iterator[str]:
     """A text, in chunks cut anywhere, as parts whose ids put together are the ids of the whole.
 
-    A part has about `size` characters, or more where the text has no word border.
+    A part has about `size` characters, or more where the text has no word border; where that would
+    be more than 2 * `longest`, it is cut between letters and other signs, and where all are letters
+    (or all are no letters), after `longest` of them, as the tokenizer does (`split_long_runs`).
     """
-    held: list[str] = []  # has no place to cut
+    least = 2 * longest + last.margin
+    held, n_held, enough = list[str](), 0, least  # what has no place to cut
     slices = (chunk[at : at + size] for chunk in chunks for at in range(0, len(chunk), size))
     for part in slices:
         before = "".join(held[-last.context :])[-last.context :]
@@ -178,11 +201,35 @@ def cut_at_words(
         if cut and cut.end() >= len(before):  # what is held was looked at, with more before it
             end = cut.end() - len(before)
             yield "".join([*held, part[:end]])
-            held = [part[end:]]
-        else:
-            held.append(part)
+            held, n_held, enough = [part[end:]], len(part) - end, least
+            continue
+        held.append(part)
+        n_held += len(part)
+        if n_held > enough and last.elsewhere:
+            *parts, rest = _cut_elsewhere("".join(held), last, longest)
+            yield from parts
+            held, n_held = [rest], len(rest)
+            enough = max(least, 2 * n_held)
     if held:
         yield "".join(held)
+
+
+def _cut_elsewhere(text: str, last: LastCut, longest: int) -> list[str]:
+    """A text without a word border, which goes on, in parts."""
+    if any(name in text for name in last.names):
+        return [text]
+    *parts, rest = split_long_runs(text, longest)
+    while parts and len(rest) < last.margin:
+        rest = parts.pop() + rest
+    if parts:
+        return [*parts, rest]
+    # No piece has anything after letters, or after numbers, but more of them.
+    kinds = [kind_of_character(text[-last.margin])]
+    for at in range(len(text) - last.margin, 0, -1):
+        kinds.append(kind_of_character(text[at - 1]))
+        if kinds[-1] in "LN" and kinds[-1] != kinds[-2]:
+            return [text[:at], text[at:]]
+    return [text]
 
 
 class _Piece(NamedTuple):
@@ -216,7 +263,7 @@ class _DocumentReader:
         self._sources, self._text, self._cleaner = sources, text, cleaner
         self._last, self._chat = last_cut(tokenizer), tokenizer.chat
         self.finished: deque[_ReadDocument] = deque()
-        self.chats = Counter[str]()
+        self.chats, self.counts = Counter[str](), Counter[str]()
         self._done = 0  # bytes of the files before this one
         self._began, self._notice_at = time.monotonic(), time.monotonic() + NOTICE_SECONDS
 
@@ -234,7 +281,10 @@ class _DocumentReader:
             texts = self._texts(part)
             clean = self._cleaner.clean(texts) if self._cleaner.active else texts
             n_answers += first.shielded and not prompt
+            before = ""
             for text in cut_at_words(clean, last=self._last):
+                self.counts["cut_long_pieces"] += _long_pieces_cut(before, text)
+                before = text[-1]
                 if last:
                     yield last
                 digest.update(text.encode())
@@ -262,6 +312,15 @@ class _DocumentReader:
         left = seconds * (total - done) / max(1, done)
         rate = done / seconds / 1e6
         logger.info(f"read {done / total:.0%} of the files, {rate:.1f} MB/s, {left:.0f} s to go")
+
+
+def _long_pieces_cut(before: str, text: str) -> int:
+    """In how many places a piece of GPT-2's was cut: in a part of a text, and before it, where
+    `before` is the last character of another.
+    """
+    within = sum(1 for _ in split_long_runs(text, LONGEST_PIECE)) - 1
+    kinds = [(kind_of_character(one), one.isspace()) for one in (*before, text[0])]
+    return within + (len(kinds) == 2 and kinds[0] == kinds[1])
 
 
 def _until_end(chunks: Iterator[Chunk]) -> Iterator[Chunk]:

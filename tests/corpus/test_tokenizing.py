@@ -1,8 +1,10 @@
 """Documents to ids, here and in other processes. Oracle: the text in one string, tokenized."""
 
+import gzip
 import hashlib
 import json
 import logging
+import lzma
 import os
 import signal
 import subprocess
@@ -11,11 +13,13 @@ import tempfile
 import textwrap
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -133,6 +137,90 @@ def test_no_added_word_is_cut(worded, parts, size, special):
         ids = [id for part in pieces for id in tokenizer.encode(part, special=special)]
         assert ids == tokenizer.encode(text, special=special)
         assert ids == tokenizer.encode_array(text, special=special).tolist()
+
+
+RUNS = [
+    "aaa",
+    "b1",
+    "日",
+    "12",
+    "!?",
+    "'s",
+    "'",
+    "e\u0301",
+    " ",
+    "\n\n",
+    "\xa0",
+    "<x>",
+    "<u>",
+    "the sea",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from(RUNS), max_size=30).map("".join),
+    st.integers(1, 9),
+    st.integers(2, 8),
+    st.booleans(),
+)
+def test_long_runs_and_text_without_whitespace_are_cut_as_the_tokenizer_cuts_them(
+    worded, text, size, longest, special
+):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minigpt2.tokenizer.LONGEST_PIECE", longest)
+        for tokenizer in (gpt2(), *worded):
+            chunks = [text[at : at + 3] for at in range(0, len(text), 3)]
+            parts = cut_at_words(chunks, size, last=last_cut(tokenizer), longest=longest)
+            ids = [id for part in parts for id in tokenizer.encode(part, special=special)]
+            assert ids == tokenizer.encode(text, special=special)
+
+
+@pytest.mark.parametrize("unit", ["a", "\n", "7", "x1", "日。", "!", "a\xa0", "\u0301"])
+def test_little_is_held_back_whatever_the_text_is(unit):
+    chunks = [unit * 1000] * 100
+    parts = list(cut_at_words(chunks, 1000, longest=2000))
+    assert "".join(parts) == "".join(chunks) and max(map(len, parts)) <= 5000
+
+
+def test_long_pieces_that_were_cut_are_counted(tmp_path):
+    paths = write(tmp_path, a="so " + "a" * 2_000_001, b="\n" * 1_500_000 + "x", c="x1!" * 700_000)
+    corpus = prepare(paths, Bytes(), val_fraction=0, cache_dir=tmp_path / "cache")
+    assert corpus.counts["cut_long_pieces"] == 2 + 1
+    corpus = prepare(paths[2:], Bytes(), val_fraction=0, cache_dir=tmp_path / "cache")
+    assert not corpus.counts.get("cut_long_pieces")
+
+
+READING = """
+    import resource, sys
+    from pathlib import Path
+    from minigpt2.corpus.options import TextConfig
+    from minigpt2.corpus.sources.documents import read_documents
+    from minigpt2.corpus.sources.files import Source
+    from minigpt2.corpus.tokenizing import cut_at_words
+
+    path, begun = Path(sys.argv[1]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    chunks = read_documents(Source(path, path.name, path.stat().st_size), TextConfig())
+    size = sum(map(len, cut_at_words(chunk.text for chunk in chunks)))
+    print(size, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begun) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB there")
+@pytest.mark.parametrize("packing", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("unit", ["a", "\n"])
+def test_300_mb_of_one_character_need_little_memory(tmp_path, unit, packing):
+    path = tmp_path / f"a.txt{packing}"
+    opened = {".gz": partial(gzip.open, compresslevel=1), ".xz": partial(lzma.open, preset=0)}
+    with {**opened, ".zst": zstandard.open}[packing](path, "wb") as file:
+        for _ in range(300):
+            file.write(unit.encode() * 10**6)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(READING), path], capture_output=True, text=True
+    )
+    size, megabytes = map(int, done.stdout.split())
+    assert size == 300 * 10**6 and megabytes < 100, done.stderr
 
 
 def test_special_tokens_are_read_as_tokens_where_that_is_asked_for(worded, tmp_path):

@@ -28,6 +28,7 @@ class Bytes:
     vocab_size = 257
     identity = "bytes"
     uncut = ()
+    added_names = ()
     chat = ChatTemplate()
     cut_before = " \t\r\n"
 

@@ -12,7 +12,7 @@ import re
 import stat
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -24,7 +24,7 @@ from ...errors import InputError
 PACKINGS = {".gz": "gzip", ".zst": "zstd", ".xz": "xz"}
 CHUNK_BYTES = 4 * 2**20  # read at once, by default
 START_BYTES = 2**16  # what is looked at to tell text from other files
-ZSTD_BYTES = 2**14  # unpacked at once: however well they were packed, the text fits into memory
+ZSTD_BYTES = 2**9  # unpacked at once: however well they were packed, they are 16 MB at most
 
 BINARY = "a binary file, not text: leave it out or convert it"
 _SAVE = "save it as plain text, or convert it with pandoc -t plain -o new.txt"
@@ -190,7 +190,7 @@ class _Damaged(Exception):
 
 def _unpacked(file: BinaryIO, packing: str, size: int) -> Iterator[bytes]:
     if packing == ".zst":
-        yield from _unpacked_zstd(file, min(size, ZSTD_BYTES))
+        yield from _gathered(_unpacked_zstd(file, min(size, ZSTD_BYTES)), min(size, START_BYTES))
         return
     unpack: dict[str, Callable[[BinaryIO], Any]] = {".gz": gzip.open, ".xz": lzma.open}
     unpacked = unpack[packing](file) if packing else file
@@ -216,6 +216,18 @@ def _unpacked_zstd(file: BinaryIO, size: int) -> Iterator[bytes]:
         raise _Damaged(problem) from problem
     if frame:
         raise _Damaged("it ends early")
+
+
+def _gathered(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """The same bytes in blocks of at least this size."""
+    held, n_held = [], 0
+    for block in blocks:
+        held.append(block)
+        n_held += len(block)
+        if n_held >= size:
+            yield b"".join(held)
+            held, n_held = [], 0
+    yield b"".join(held)
 
 
 def _refuse_other_kinds(label: str, start: bytes) -> None:

@@ -25,6 +25,7 @@ TABLES = (".csv", ".tsv")
 DELIMITERS = (",", ";", "\t", "|")  # of .csv files, in the order in which they are tried
 DELIMITER_LINE = re.compile(r'"?sep=([^"\r\n\0])"?[\r\n]*', re.IGNORECASE)  # Excel writes it
 HEADER_CHARACTERS = 2**20  # that are looked at to tell the delimiter
+LONGEST_ROW = 2**28  # characters of JSON: what is longer would need many gigabytes of memory
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
 JSON_KINDS = {bool: "true or false", int: "a number", float: "a number", list: "an array"}
 JSON_KINDS |= {dict: "an object", type(None): "null"}
@@ -143,7 +144,7 @@ def _no_field(where: str, field: str, names: Iterable[str]) -> NoRowsError:
 
 def _json_lines(file: UnpackedFile, _: TextConfig) -> Iterator[Row]:
     decode = json.JSONDecoder().decode
-    for number, line in enumerate(_lines(file.texts()), 1):
+    for number, line in enumerate(_lines(file), 1):
         if not line or line.isspace():
             continue
         try:
@@ -158,17 +159,28 @@ def _json_lines(file: UnpackedFile, _: TextConfig) -> Iterator[Row]:
         yield number, row
 
 
-def _lines(texts: Iterable[str]) -> Iterator[str]:
+def _lines(file: UnpackedFile) -> Iterator[str]:
     """Lines that end with \\n, without it."""
-    held: list[str] = []
-    for text in texts:
+    held, size, row = list[str](), 0, 1
+    for text in file.texts():
         first, *others = text.split("\n")
         held.append(first)
+        size += len(first)
+        if size > LONGEST_ROW:
+            raise _too_long(file.label, row)
         if others:
             yield "".join(held)
-            held = [others.pop()]
+            held, row = [others.pop()], row + len(others) + 1
+            size = len(held[0])
             yield from others
     yield "".join(held)
+
+
+def _too_long(label: str, row: int) -> InputError:
+    return InputError(
+        f"{label}:row {row} has more than {LONGEST_ROW:,} characters, too many for one row of "
+        "JSON: cut its text into several rows, or save it as .txt"
+    )
 
 
 def _json_rows(file: UnpackedFile, _: TextConfig) -> Iterator[Row]:
@@ -221,6 +233,8 @@ class _Json:
             except json.JSONDecodeError as problem:
                 # What the end of the text held cuts off is wrong only if there is no more.
                 cut = problem.pos > len(self._text) - 16 or problem.msg.startswith("Unterminated")
+                if cut and len(self._text) - self.at > LONGEST_ROW:
+                    raise _too_long(self._label, row) from None
                 if not (cut and self._read_more()):
                     raise self.problem(row, problem.msg, problem.pos) from None
             except (ValueError, RecursionError) as problem:

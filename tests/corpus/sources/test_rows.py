@@ -416,3 +416,15 @@ def test_long_json_is_parsed_few_times(tmp_path, monkeypatch):
     source = write(tmp_path, "a.json", json.dumps(["The lamp is lit. " * 6000]))
     assert len(texts_of(source, chunk_bytes=100)) == 1
     assert 9 <= len(calls) <= 13  # each time on twice as much
+
+
+@pytest.mark.parametrize("chunk_bytes", [7, 90])
+def test_a_row_of_json_that_is_too_long_is_named(tmp_path, monkeypatch, chunk_bytes):
+    monkeypatch.setattr(rows, "LONGEST_ROW", 100)
+    good = '{"text": "a"}\n{"text": "b"}\n'
+    for name in ("a.jsonl", "a.json"):
+        source = write(tmp_path, name, good + '{"text": "' + "x" * 300)
+        with pytest.raises(InputError, match=rf"{name}:row 3 has more than 100 characters.*\.txt"):
+            documents_of(source, chunk_bytes=chunk_bytes)
+        source = write(tmp_path, name, good * 50)
+        assert texts_of(source, chunk_bytes=chunk_bytes) == ["a", "b"] * 50
