@@ -31,6 +31,7 @@ PRESERVED = {"pre", "listing", "xmp", "plaintext", "textarea"}  # their white sp
 # what is between their tags is text, whatever it looks like
 RAW = {"script", "style", "title", "textarea", "xmp", "iframe", "noembed", "noframes", "plaintext"}
 DIGITS = re.compile("[0-9A-Fa-f]+")
+NUMBER = re.compile(r"&#[xX]?[0-9A-Fa-f]*\Z")
 HTML_SPACE = re.compile(r"[ \t\n\r\f]{2,}|[\t\n\r\f]")  # what is not one space already
 
 BLOCK = 4096  # characters that are parsed at once: at most 1400 tags
@@ -42,6 +43,7 @@ MAY_BE_ENDING = re.compile(r"<(?:/(?:p|h[1-6]?)?)?\Z", re.IGNORECASE)  # the nex
 DEEPEST = 1000
 KEPT = DEEPEST // 2
 REFERENCE = re.compile("&#?[0-9A-Za-z]*\\Z")  # a character's number or name that may go on
+LONGEST_NUMBER = 4096  # digits
 LONGEST_TAG = 2**25  # characters; a tag or comment is held in memory
 
 
@@ -63,6 +65,7 @@ class Page:
         self._seen, self._held = _Seen(), ""
         self._parser = _parser(self._seen)
         self._n_silent = 0  # characters since the last tag, text or comment
+        self._n_digits = 0  # of a character's number that may go on, with the "&#" before it
 
     def feed(self, text: str) -> None:
         """Take more of the page, cut anywhere."""
@@ -101,9 +104,12 @@ class Page:
 
     def _feed_parser(self, text: str) -> None:
         before, self._seen.at_border = self._seen.n_events, False
-        # The number of a character is read from its beginning each time; this one is none.
-        if self._n_silent < BLOCK or not DIGITS.fullmatch(text):
+        number = NUMBER.search(text)
+        goes_on = self._n_digits > 0 and DIGITS.fullmatch(text) is not None
+        # The number of a character is read from its beginning each time; one so long is none.
+        if self._n_digits < LONGEST_NUMBER or not goes_on:
             self._parser.feed(text.encode())
+        self._n_digits = self._n_digits + len(text) if goes_on else len(number[0]) if number else 0
         self._n_silent = self._n_silent + len(text) if self._seen.n_events == before else 0
         if self._n_silent > LONGEST_TAG:
             raise DamagedPage(f"a tag or comment is longer than {LONGEST_TAG:,} characters")

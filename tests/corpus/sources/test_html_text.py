@@ -121,6 +121,9 @@ def test_html_does_not_depend_on_how_much_is_parsed_at_once(page, size):
 
 
 @quick
+@example(
+    ["</style>", "<b>", "</h1", "</textarea>", "日", "&unknown;", "a b", "<!DOCTYPE html>", "<p>"]
+)
 @example(["a b", "a b", "a b", "<!DOCTYPE html>", "<p>", "&amp"])
 @given(st.lists(st.sampled_from(TAGS).filter(lambda tag: "body" not in tag), max_size=12))
 def test_html_is_the_same_deep_inside_other_elements(tags):
