@@ -15,8 +15,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -26,7 +24,8 @@ import numpy as np
 
 from ..arguments import flag
 from ..errors import InputError, OptionError
-from ..system.files import cache_folder, file_sha256, lock, read_json, sync, write_json
+from ..system.files import file_sha256, read_json, write_json
+from .cached import default_cache_dir, lock_file, made_once, set_aside, workspace, writable
 from .hold_out import hold_out
 from .near_duplicates import near_duplicates
 from .options import TextConfig
@@ -43,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT = TextConfig()
 FORMAT = 5  # raise it when the same text and options would give other files
-LOCKS = ".locks"
 WHOLE = "corpus.json"
 
 
@@ -138,7 +136,7 @@ def prepare(
     if not 0 <= val_fraction < 1:
         raise InputError(f"val_fraction is {val_fraction}, allowed is from 0 to below 1")
     cache = Path(cache_dir or default_cache_dir())
-    with _writable(cache), _spool(cache, paths, val_paths) as spool:
+    with writable(cache), _spool(cache, paths, val_paths) as spool:
         named = [find_sources(some, spool=spool, text=text) for some in (paths, val_paths)]
         train, val = (found.sources for found in named)
         _warn_of_idle_settings([*train, *val], text)
@@ -147,21 +145,14 @@ def prepare(
         if twice:
             raise InputError(f"{min(twice)} is both training and held-out text: name it once")
         inputs = _CorpusInputs.of(train, val, 0.0 if val else float(val_fraction), text)
-        folder = cache / inputs.key(tokenizer)
-        corpus, origin = _open_whole(folder, inputs), ", from cache"
-        if corpus is None:
-            with _workspace(cache, folder.name) as new:
-                corpus = _open_whole(folder, inputs)  # another process may have made it
-                if corpus is None:
-                    _make(new, inputs, tokenizer, workers)
-                    sync(new)
-                    new.rename(folder)
-                    sync(cache)
-                    corpus, origin = _open_whole(folder, inputs), ""
-    assert corpus is not None
+        corpus, was_there = made_once(
+            cache / inputs.key(tokenizer),
+            lambda folder: _open_whole(folder, *inputs.labels),
+            lambda folder: _make(folder, inputs, tokenizer, workers),
+        )
     if text.special_tokens and not tokenizer.special_in(" ".join(corpus.special)):
         logger.warning("--special-tokens changes nothing: no special token is in the text")
-    _log_totals(corpus, origin)
+    _log_totals(corpus, was_there)
     files = Counter(kind_of_name(source.label) for source in (*train, *val))
     left_out = added_up(left for found in named for left in found.left_out)
     return replace(corpus, files=dict(files), left_out=left_out)
@@ -207,11 +198,6 @@ def _tables(sources: Sequence[Source]) -> list[Source]:
     return [source for source in sources if suffixes_of(source.label)[0] in TABLES]
 
 
-def default_cache_dir() -> Path:
-    """The folder "tokens" of our cache (files.py)."""
-    return cache_folder("tokens")
-
-
 @dataclass(frozen=True)
 class _CorpusInputs:
     """What decides, together with a tokenizer, which token files come out."""
@@ -235,6 +221,12 @@ class _CorpusInputs:
     @property
     def has_own_val(self) -> bool:
         return len(self.sources) > self.n_train
+
+    @property
+    def labels(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What the user calls the sources of the training part, and those of the held-out part."""
+        labels = tuple(source.label for source in self.sources)
+        return labels[: self.n_train], labels[self.n_train :] if self.has_own_val else labels
 
     def key(self, tokenizer: TextTokenizer) -> str:
         """The name of the folder: where the text lies and what its files are called, but for what
@@ -294,7 +286,8 @@ def _make(folder: Path, inputs: _CorpusInputs, tokenizer: TextTokenizer, workers
     # 3. Hold out a part.
     segments = _segments(tokenized, kept, own_val, inputs)
     # 4. Write both parts, and last what makes the folder whole.
-    files = _write_parts(folder, ids_path, segments, found.prompts, inputs, tokenizer)
+    first_sources = (0, inputs.n_train if inputs.has_own_val else 0)
+    files = _write_parts(folder, ids_path, segments, found.prompts, first_sources, tokenizer)
     ids_path.unlink()
     pages = np.array([kind_of(source) == "page" for source in inputs.sources])
     dropped["html"] = int(pages[tokenized["source"][kept]].sum())
@@ -427,20 +420,21 @@ def _write_parts(
     ids_path: Path,
     segments: np.ndarray,
     prompts: np.ndarray,
-    inputs: _CorpusInputs,
+    first_sources: tuple[int, int],
     tokenizer: TextTokenizer,
 ) -> tuple[str, ...]:
-    """Write the token files of the parts that have tokens; their names, without a suffix."""
+    """Write the token files of the parts that have tokens, whose sources are counted from these
+    first ones; their names, without a suffix.
+    """
     written = []
     for held_out, name in enumerate(("train", "val")):
         part = segments[segments["held_out"] == held_out]
         if not len(part):
             continue
-        first_source = inputs.n_train if held_out and inputs.has_own_val else 0
         write_token_file(
             folder / f"{name}.bin",
             _copied(ids_path, part, dtype_for(tokenizer.vocab_size)),
-            _as_documents(part, first_source),
+            _as_documents(part, first_sources[held_out]),
             _prompts_in(part, prompts),
             vocab_size=tokenizer.vocab_size,
             tokenizer=tokenizer.identity,
@@ -489,55 +483,33 @@ def _copied(path: Path, segments: np.ndarray, dtype: np.dtype) -> Iterator[bytes
                 yield block
 
 
-def _open_whole(folder: Path, inputs: _CorpusInputs) -> Corpus | None:
-    """What was made of these inputs; None, with a notice, if it is damaged: then it is removed."""
+def _open_whole(
+    folder: Path, train_labels: tuple[str, ...], val_labels: tuple[str, ...]
+) -> Corpus | None:
+    """What was made there; None, with a notice, if it is damaged: then it is removed."""
     if not folder.exists():
         return None
     try:
         info = CorpusInfo.read(folder / WHOLE)
-        train = TokenFile.open(folder)
+        train = replace(TokenFile.open(folder), sources=train_labels)
         val = TokenFile.open(folder / "val.bin") if "val" in info.files else None
-        labels = tuple(source.label for source in inputs.sources)
-        train = replace(train, sources=labels[: inputs.n_train])
-        if val:
-            own = labels[inputs.n_train :] if inputs.has_own_val else labels
-            val = replace(val, sources=own)
+        val = val and replace(val, sources=val_labels)
         totals = info.n_documents, info.n_characters, info.n_tokens
         return Corpus(train, val, *totals, dict(info.counts), dict(info.special))
     except InputError as problem:
         logger.warning("%s: doing that now", problem)
-    # Renamed first, so that no other process finds half of it.
-    aside = tempfile.mkdtemp(prefix=".", dir=folder.parent)
-    with contextlib.suppress(FileNotFoundError):  # another process did it
-        folder.rename(Path(aside, folder.name))
-    shutil.rmtree(aside, ignore_errors=True)
+    set_aside(folder)
     return None
 
 
-def _log_totals(corpus: Corpus, origin: str) -> None:
+def _log_totals(corpus: Corpus, was_there: bool) -> None:
     documents, characters, tokens = corpus.n_documents, corpus.n_characters, corpus.n_tokens
     held_out = corpus.val.info.count if corpus.val else 0
     logger.debug(
         f"{documents:,} document{'s' * (documents != 1)}, {characters:,} characters, {tokens:,} "
         f"tokens ({tokens / characters:.2f} per character): {tokens - held_out:,} to train on, "
-        f"{held_out:,} held out{origin}"
+        f"{held_out:,} held out{', from cache' * was_there}"
     )
-
-
-@contextlib.contextmanager
-def _writable(cache: Path) -> Iterator[None]:
-    """Make the cache folder; InputError where it, or what is in it, cannot be written."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        yield
-    except InputError:
-        raise
-    except (OSError, NotImplementedError) as problem:
-        reason = getattr(problem, "strerror", None) or problem
-        raise InputError(
-            f"{cache} cannot be written: {reason}; set MINIGPT2_CACHE to a folder with space for 4 "
-            "to 8 bytes per token"
-        ) from problem
 
 
 @contextlib.contextmanager
@@ -548,39 +520,10 @@ def _spool(cache: Path, *paths: Sequence[str | Path]) -> Iterator[Path | None]:
         return
     name = f"stdin-{os.getpid()}"
     try:
-        with _workspace(cache, name) as folder:
+        with workspace(cache, name) as folder:
             yield folder
     finally:
-        _lock_file(cache, name).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _workspace(cache: Path, name: str) -> Iterator[Path]:
-    """An empty folder for one process alone, removed afterwards unless it was renamed.
-
-    What killed processes left of theirs is removed too: the kernel has taken back their locks.
-    """
-    (cache / LOCKS).mkdir(exist_ok=True)
-    for old in cache.glob(".*.tmp"):
-        if left := lock(_lock_file(cache, old.stem[1:]), wait=False):
-            shutil.rmtree(old, ignore_errors=True)
-            left.release()
-    held = lock(_lock_file(cache, name), wait=False)
-    if held is None:
-        logger.info("another process prepares the same text: waiting for it")
-        held = lock(_lock_file(cache, name), wait=True)
-    assert held is not None
-    folder = cache / f".{name}.tmp"
-    try:
-        folder.mkdir()
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        held.release()
-
-
-def _lock_file(cache: Path, name: str) -> Path:
-    return cache / LOCKS / f"{name}.lock"
+        lock_file(cache, name).unlink(missing_ok=True)
 
 
 def _hash_of(value: object) -> str:

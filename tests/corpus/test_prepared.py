@@ -31,8 +31,9 @@ from corpora import (
     write,
 )
 from minigpt2.corpus import tokenizing
+from minigpt2.corpus.cached import default_cache_dir
 from minigpt2.corpus.options import TextConfig
-from minigpt2.corpus.prepared import default_cache_dir, prepare
+from minigpt2.corpus.prepared import prepare
 from minigpt2.corpus.token_file import TokenFile
 from minigpt2.corpus.tokenizing import cut_at_words
 from minigpt2.errors import InputError
