@@ -36,6 +36,7 @@ HOMES = {
     "striprtf": {"corpus/sources/papers"},
     "pypdf": {"corpus/sources/papers"},
     "datasketch": {"corpus/near_duplicates"},
+    "tokenizers": {"corpus/vocabulary"},
     "tyro": {"cli/console", "cli/completion"},
     "matplotlib": {"runs/curves"},
     "tensorboard": {"runs/tensorboard"},

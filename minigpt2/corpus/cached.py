@@ -7,6 +7,8 @@ is in them.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import shutil
 import tempfile
@@ -101,3 +103,8 @@ def workspace(cache: Path, name: str) -> Iterator[Path]:
 def lock_file(cache: Path, name: str) -> Path:
     """What a process holds that works on the folder of this name."""
     return cache / LOCKS / f"{name}.lock"
+
+
+def hash_of(value: object) -> str:
+    """A name for what JSON values decide."""
+    return hashlib.sha256(json.dumps(value, allow_nan=False).encode()).hexdigest()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 from collections import Counter
@@ -24,17 +23,27 @@ import numpy as np
 
 from ..arguments import flag
 from ..errors import InputError, OptionError
+from ..formats.chat import ChatTemplate
 from ..system.files import file_sha256, read_json, write_json
-from .cached import default_cache_dir, lock_file, made_once, set_aside, workspace, writable
+from .cached import (
+    default_cache_dir,
+    hash_of,
+    lock_file,
+    made_once,
+    set_aside,
+    workspace,
+    writable,
+)
 from .hold_out import hold_out
 from .near_duplicates import near_duplicates
 from .options import TextConfig
+from .retokenizing import FIRST_PART, Spelling, begun_in, written_again
 from .sources.documents import kind_of
 from .sources.files import START_BYTES, Source, UnpackedFile, suffixes_of
 from .sources.find import find_sources
 from .sources.html_text import PARSER
 from .sources.left_out import LeftOut, added_up, kind_of_name
-from .sources.rows import TABLES, table_delimiter, usual_delimiter
+from .sources.rows import TABLES, Chunk, table_delimiter, usual_delimiter
 from .token_file import BLOCK_BYTES, DOCUMENT, SPAN, TokenFile, dtype_for, write_token_file
 from .tokenizing import TOKENIZED, TextTokenizer, end_probe, tokenize
 
@@ -60,13 +69,15 @@ class Corpus:
     special: Mapping[str, int] = field(default_factory=dict)  # names of special tokens in the text
     files: Mapping[str, int] = field(default_factory=dict)  # that were taken, by suffix
     left_out: tuple[LeftOut, ...] = ()  # of the folders and globs that were named
+    # where the vocabulary is the text's own, how many tokens the parts have in GPT-2's
+    in_gpt2s: tuple[int, int] | None = None
 
     @property
     def identity(self) -> str:
         """The same for equal training and held-out tokens only, wherever they came from."""
-        files = [self.train, *([self.val] if self.val else [])]
+        files = _files(self)
         digests = [_prompts_digest(file) for file in files if len(file.prompts)]
-        return _hash_of([[file.info.sha256 for file in files], digests])[:16]
+        return hash_of([[file.info.sha256 for file in files], digests])[:16]
 
 
 def _prompts_digest(file: TokenFile) -> str:
@@ -158,6 +169,73 @@ def prepare(
     return replace(corpus, files=dict(files), left_out=left_out)
 
 
+def retokenize(
+    corpus: Corpus,
+    before: Spelling,
+    tokenizer: TextTokenizer,
+    *,
+    workers: int = 1,
+    cache_dir: str | Path | None = None,
+) -> Corpus:
+    """The same documents as ids of another tokenizer, trained on and held out as they were, or find
+    that this was done before; a document that is cut inside a character is cut before it.
+
+    `before` made the corpus. For `workers` and `cache_dir` see `prepare`. Raises InputError if the
+    text is too short for it.
+    """
+    cache, files = Path(cache_dir or default_cache_dir()), _files(corpus)
+    labels = corpus.train.sources, corpus.val.sources if corpus.val else ()
+    name = hash_of([FORMAT, "again", tokenizer.identity, *map(hashes_of, files)])
+    with writable(cache):
+        again, was_there = made_once(
+            cache / name,
+            lambda folder: _open_whole(folder, *labels),
+            lambda folder: _make_again(folder, corpus, before, tokenizer, workers),
+        )
+    _log_totals(again, was_there)
+    return replace(again, files=corpus.files, left_out=corpus.left_out)
+
+
+def hashes_of(file: TokenFile) -> list[str]:
+    """What tells the tokens and documents of a token file from others."""
+    return [file.info.sha256, file.info.documents_sha256, file.info.prompts_sha256]
+
+
+def _make_again(
+    folder: Path, corpus: Corpus, before: Spelling, tokenizer: TextTokenizer, workers: int
+) -> None:
+    """Fill a folder with the token files of a corpus in the ids of another tokenizer."""
+    ids_path, by_path = folder / "ids.tmp", {file.path: file for file in _files(corpus)}
+    begun = begun_in(corpus.train, before)
+
+    def read(source: Source, text: TextConfig, chat: ChatTemplate) -> Iterator[Chunk]:
+        chunks = written_again(by_path[source.path], before, begun=begun)
+        return (chunk for _, chunk in chunks)
+
+    sources = [Source(path, path.name, path.stat().st_size) for path in by_path]
+    found = tokenize(ids_path, sources, DEFAULT, tokenizer, workers, read=read)
+    documents = np.concatenate([file.documents for file in by_path.values()])
+    if len(found.documents) < len(documents):  # less than a character is left of a first part
+        raise InputError("the text is too short to be tokenized again: add some")
+    segments = np.zeros(len(documents), SEGMENT)
+    segments["end"], segments["start"][1:] = found.documents["end"], found.documents["end"][:-1]
+    segments["end"] -= documents["part"] == FIRST_PART  # end-of-text stands behind the last one
+    segments["held_out"], segments["part"] = found.documents["source"], documents["part"]
+    segments["document"] = found.documents
+    for name in ("row", "source"):
+        segments["document"][name] = documents[name]
+    names = _write_parts(folder, ids_path, segments, found.prompts, (0, 0), tokenizer)
+    ids_path.unlink()
+    n_tokens = int((segments["end"] - segments["start"]).sum())
+    totals = corpus.n_documents, corpus.n_characters, n_tokens
+    info = CorpusInfo(names, *totals, counts=corpus.counts, special=corpus.special)
+    info.write(folder / WHOLE)
+
+
+def _files(corpus: Corpus) -> list[TokenFile]:
+    return [corpus.train, *([corpus.val] if corpus.val else [])]
+
+
 def _warn_of_idle_settings(sources: Sequence[Source], text: TextConfig) -> None:
     """Say which settings are for files of another kind."""
     kinds = [kind_of(source) for source in sources]
@@ -236,7 +314,7 @@ class _CorpusInputs:
         content = [[*pair] for pair in zip(self.sha256, kinds)]
         parts = content[: self.n_train], content[self.n_train :]
         options = [self.val_fraction, asdict(self.text)]
-        return _hash_of([FORMAT, tokenizer.identity, asdict(tokenizer.chat), options, parts])
+        return hash_of([FORMAT, tokenizer.identity, asdict(tokenizer.chat), options, parts])
 
     def require_unchanged(self) -> None:
         """Raise InputError for a file that is no longer what it was when its hash was taken."""
@@ -524,7 +602,3 @@ def _spool(cache: Path, *paths: Sequence[str | Path]) -> Iterator[Path | None]:
             yield folder
     finally:
         lock_file(cache, name).unlink(missing_ok=True)
-
-
-def _hash_of(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, allow_nan=False).encode()).hexdigest()

@@ -49,6 +49,9 @@ TERMINAL_SIGNALS = [signal.SIGINT, signal.SIGHUP] if hasattr(signal, "pthread_si
 
 SEPARATOR = "<|endoftext|>"  # what people type between documents
 
+# from a source to its documents, in chunks
+Read = Callable[[Source, TextConfig, ChatTemplate], Iterator[Chunk]]
+
 TOKENIZED = np.dtype(
     [
         *((name, DOCUMENT[name]) for name in ("end", "row", "source")),
@@ -118,12 +121,14 @@ def tokenize(
     text: TextConfig,
     tokenizer: TextTokenizer,
     workers: int,
+    *,
+    read: Read | None = None,
 ) -> Tokenized:
     """Write the ids of all documents, each with its end-of-text, to a file of
-    `dtype_for(vocab_size)`. Empty documents are left out.
+    `dtype_for(vocab_size)`. Empty documents are left out; `read` is by default `read_documents`.
     """
     cleaner, named = Cleaner(text), Counter[str]()
-    reader = _DocumentReader(sources, text, cleaner, tokenizer)
+    reader = _DocumentReader(sources, text, cleaner, tokenizer, read or read_documents)
     tokenized, prompts, count = bytearray(), bytearray(), 0
     begun: int | None = None  # where a prompt began that may go on
     total, encoding = sum(source.size for source in sources), (tokenizer, text.special_tokens)
@@ -261,9 +266,10 @@ class _DocumentReader:
         text: TextConfig,
         cleaner: Cleaner,
         tokenizer: TextTokenizer,
+        read: Read,
     ) -> None:
         self._sources, self._text, self._cleaner = sources, text, cleaner
-        self._last, self._chat = last_cut(tokenizer), tokenizer.chat
+        self._last, self._chat, self._read = last_cut(tokenizer), tokenizer.chat, read
         self.finished: deque[_ReadDocument] = deque()
         self.chats, self.counts = Counter[str](), Counter[str]()
         self._done = 0  # bytes of the files before this one
@@ -271,7 +277,7 @@ class _DocumentReader:
 
     def __iter__(self) -> Iterator[_Piece]:
         for number, source in enumerate(self._sources):
-            chunks = iter(read_documents(source, self._text, self._chat))
+            chunks = iter(self._read(source, self._text, self._chat))
             for first in chunks:
                 rest = () if first.is_last else _until_end(chunks)
                 yield from self._document(number, first, chain([first], rest))

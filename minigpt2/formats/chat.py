@@ -152,7 +152,7 @@ class ChatTemplate:
             return text
         names = sorted(self.words, key=len, reverse=True)
         pattern = "|".join([OPEN, *(re.escape(name) for name in names if name)])
-        return re.sub(pattern, lambda found: _coded(found[0]), text)
+        return re.sub(pattern, lambda found: coded(found[0]), text)
 
 
 def unshielded(text: str) -> str:
@@ -162,7 +162,8 @@ def unshielded(text: str) -> str:
     return SHIELDED.sub(lambda found: chr(int(found[1], 16)), text)
 
 
-def _coded(word: str) -> str:
+def coded(word: str) -> str:
+    """A word that is found no more, until it is `unshielded`."""
     return f"{OPEN}{ord(word[0]):x}{CLOSE}{word[1:]}"
 
 

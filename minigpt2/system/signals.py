@@ -150,6 +150,28 @@ def stop_on_interrupt(work: Callable[[StopRequest], T]) -> T:
             request.signal_number = int(signal.SIGINT)
 
 
+def answered(work: Callable[[], T]) -> T:
+    """Do a work in a thread of its own that ends with the process, while a signal is answered here:
+    for libraries that do not come back to Python until they are done.
+
+    Returns or raises what the work does, or raises what the signal does; then the work goes on, and
+    nobody waits for it.
+    """
+    result = Future[T]()
+
+    def done_aside() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as problem:
+            result.set_exception(problem)
+
+    thread = threading.Thread(target=done_aside, name="minigpt2", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(MOMENT)  # Windows interrupts none without an end
+    return result.result()
+
+
 def keyboard_interrupts() -> contextlib.ExitStack:
     """Inside `with`, Ctrl-C raises KeyboardInterrupt and means a part of what is done."""
     return _handle(signal.default_int_handler, [signal.SIGINT])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from minigpt2.formats.chat import ChatTemplate
+from minigpt2.formats.chat import ChatTemplate, unshielded
 from minigpt2.tokenizer import Tokenizer
 
 FRAGMENTS = [
@@ -38,8 +38,8 @@ class Bytes:
     def special_in(self, text):
         return {}
 
-    def encode_array(self, text, *, special=False):
-        return np.array(self.encode(text), np.int64)
+    def encode_array(self, text, *, special=False, shielded=False):
+        return np.array(self.encode(unshielded(text) if shielded else text), np.int64)
 
 
 class Words(Bytes):
