@@ -26,7 +26,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # of several checkouts, the one that this file is in
 
-from minigpt2.corpus.options import CorpusOptions  # noqa: E402
+from minigpt2.corpus.options import CorpusOptions, VocabularyOptions  # noqa: E402
 from minigpt2.decoding.options import SampleOptions  # noqa: E402
 from minigpt2.formats.options import ConvertOptions  # noqa: E402
 from minigpt2.runs.options import ReportOptions  # noqa: E402
@@ -39,9 +39,15 @@ COMMANDS = {  # the words after python, and what their flags are made of
     "sample.py": SampleOptions,
     "convert_weights.py": ConvertOptions,
     "-m minigpt2.corpus": CorpusOptions,
+    "-m minigpt2.corpus vocabulary": VocabularyOptions,
     "-m minigpt2 report": ReportOptions,
 }
-POSITIONAL = (ConvertOptions, CorpusOptions, ReportOptions)  # whose required fields take no flag
+POSITIONAL = (
+    ConvertOptions,
+    CorpusOptions,
+    VocabularyOptions,
+    ReportOptions,
+)  # whose required fields take no flag
 
 # whatever would follow the machine's memory or cores is given
 TRAIN = "--data data/sallow-point.txt --preset nano --max-steps 20 --eval-every 10 --save-every 5"

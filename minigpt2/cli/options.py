@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import fields
 
 from ..arguments import flag
-from ..corpus.options import CorpusOptions, TextConfig
+from ..corpus.options import CorpusOptions, TextConfig, VocabularyOptions
 from ..decoding.options import SampleOptions
 from ..errors import OptionError
 from ..formats.options import ConvertOptions
@@ -20,7 +20,8 @@ OTHER_NAMES = {"val_paths": "val_data", "rank": "lora_rank", "alpha": "lora_alph
 
 SHARED = (TrainConfig, TextConfig, SamplingConfig)  # by commands and library
 
-COMMANDS = (TrainOptions, CorpusOptions, SampleOptions, ConvertOptions, ReportOptions)
+COMMANDS = (TrainOptions, CorpusOptions, VocabularyOptions, SampleOptions, ConvertOptions)
+COMMANDS += (ReportOptions,)
 
 FLAGS = {option.name for options in (*SHARED, *COMMANDS) for option in fields(options)}
 FLAGS -= {"text", "training", "sampling", "paths", "source", "dest", "run"}
@@ -63,7 +64,7 @@ def without_effect(options: object, given: Collection[str]) -> Iterator[str]:
 
 def _idle(options: object) -> Iterator[tuple[tuple[str, ...], str]]:
     """(fields, why they would change nothing) as the other fields are."""
-    if isinstance(options, TrainOptions | CorpusOptions) and options.val_data:
+    if isinstance(options, TrainOptions | CorpusOptions | VocabularyOptions) and options.val_data:
         yield ("val_fraction",), "--val-data is what is held out"
     if not isinstance(options, SampleOptions):
         return

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from ..arguments import Preset, check_field, check_types, shown
 from ..errors import InputError, OptionError
 
+FEWEST_TOKENS, MOST_TOKENS = 257, 2**31 - 1  # of a vocabulary: the bytes and end-of-text alone
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
 
@@ -146,6 +147,41 @@ class CorpusOptions:
     def source(self) -> str:
         """Whose tokenizer is used: the preset's, or the model's."""
         return self.preset or self.model or "gpt2"
+
+
+@dataclass(frozen=True)
+class VocabularyOptions:
+    """Train a vocabulary (byte-level BPE, as GPT-2's) on text, and write it as a folder that
+    minigpt2 and transformers read. Training with --train-vocabulary does the same by itself.
+    """
+
+    paths: tuple[str, ...]
+    """Files, folders, globs, hf://datasets/... paths, or - for stdin."""
+    out: str | None = None
+    """Folder to write; needed."""
+    vocab_size: int = 8192
+    """How many tokens, of which 256 are the bytes and one is <|endoftext|>."""
+    val_data: tuple[str, ...] = ()
+    """Held-out text of your own, instead of a part of PATHS."""
+    val_fraction: float = 0.1
+    """Share held out, on which the vocabulary is not trained; 0 holds out nothing."""
+    workers: int | None = None
+    """Processes that tokenize; the result is the same. Default: one per CPU core."""
+    json: bool = False
+    """Print the report as one JSON object."""
+    debug: bool = False
+    """Show the full traceback of an error."""
+    text: TextConfig = field(default_factory=TextConfig)
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise InputError("no path is given: name at least one file, folder or glob of text")
+        if not self.out:
+            raise OptionError("out is missing: name the folder to write", "out")
+        size = FEWEST_TOKENS <= self.vocab_size <= MOST_TOKENS
+        check_field(self, "vocab_size", size, f"{FEWEST_TOKENS} to {MOST_TOKENS}")
+        check_field(self, "val_fraction", 0 <= self.val_fraction < 1, "from 0 to below 1")
+        check_field(self, "workers", self.workers is None or self.workers >= 1, "1 or more")
 
 
 def check_one_source(options: Any) -> None:

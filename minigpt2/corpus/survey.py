@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from .prepared import Corpus
 from .sources.left_out import LeftOut, numbers_in_words, reasons_in_words
 from .token_file import TokenFile
 from .tokenizing import SEPARATOR
+from .vocabulary import bytes_per_token
 
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
@@ -62,6 +63,8 @@ class Survey:
     leaks: tuple[tuple[str, str], ...]  # examples: a held-out document, one to train on
     samples: tuple[str, ...]  # how texts were cut into tokens
     warnings: tuple[str, ...]
+    # where the vocabulary is the text's own: of it and of GPT-2's, in both parts
+    bytes_per_token: Mapping[str, float] = field(default_factory=dict)
 
 
 def survey(corpus: Corpus, tokenizer: Tokenizer, *, special_tokens: bool = False) -> Survey:
@@ -90,6 +93,7 @@ def survey(corpus: Corpus, tokenizer: Tokenizer, *, special_tokens: bool = False
         leaks=leaks,
         samples=tuple(_token_samples(corpus.train, tokenizer)),
         warnings=(),
+        bytes_per_token=_bytes_per_token(corpus, tokenizer),
     )
     return replace(found, warnings=(*_read_as_text(found, special), *_warnings(found)))
 
@@ -106,6 +110,7 @@ def report_text(found: Survey) -> str:
         ("documents", f"{found.documents:,}"),
         ("characters", f"{found.characters:,}"),
         ("tokens", f"{found.tokens:,}, {per_token:.1f} characters each"),
+        ("bytes per token", _vocabularies_in_words(found.bytes_per_token)),
         ("lengths in tokens", lengths if found.documents > 1 else ""),
         ("held out", f"{found.held_out_tokens:,} tokens ({share:.1%}), {_of_documents(found)}"),
         *((_count_name(name), f"{count:,}") for name, count in found.counts.items() if count),
@@ -118,6 +123,26 @@ def report_text(found: Survey) -> str:
     wrap = partial(textwrap.fill, width=WIDTH, subsequent_indent="  ", break_on_hyphens=False)
     notes = (wrap(f"note: {warning}") for warning in found.warnings)
     return "\n".join(["the text", *rows, *notes])
+
+
+def _bytes_per_token(corpus: Corpus, tokenizer: Tokenizer) -> dict[str, float]:
+    """How much text a token holds, of the corpus's own vocabulary and of GPT-2's."""
+    found: dict[str, float] = {}
+    parts = zip(("", "_held_out"), (corpus.train, corpus.val), corpus.in_gpt2s or ())
+    for suffix, file, n_before in parts:
+        if file:
+            found[f"own{suffix}"] = bytes_per_token(file, tokenizer)
+            found[f"gpt2{suffix}"] = bytes_per_token(file, tokenizer, n_before)
+    return found
+
+
+def _vocabularies_in_words(found: Mapping[str, float]) -> str:
+    if not found:
+        return ""
+    told = f"{found['own']:.2f} of its own vocabulary, {found['gpt2']:.2f} of GPT-2's"
+    if "own_held_out" not in found:
+        return told
+    return f"{told}; held out {found['own_held_out']:.2f} and {found['gpt2_held_out']:.2f}"
 
 
 def _of_documents(found: Survey) -> str:
@@ -166,12 +191,14 @@ def _read_as_text(found: Survey, special: Collection[str]) -> Iterator[str]:
 
 
 def _warnings(found: Survey) -> Iterator[str]:
-    if found.tokens_per_character > UNFIT and found.tokens > TELLING:
+    own = bool(found.bytes_per_token)
+    if found.tokens_per_character > UNFIT and found.tokens > TELLING and not own:
         yield (
             f"GPT-2's tokens were made for English, with about {1 / ENGLISH:.0f} characters each; "
             f"here one has {1 / found.tokens_per_character:.1f}, so this text takes "
             f"{found.tokens_per_character / ENGLISH:.1f} times the tokens of an English one: a "
-            "window holds less of it, and learning takes longer"
+            "window holds less of it, and learning takes longer; a model that begins from random "
+            "weights (--preset) can have a vocabulary of the text's own: --train-vocabulary"
         )
     if found.tokens < SMALL:
         few = f"{found.tokens:,} tokens are few: the model will soon know them by heart"

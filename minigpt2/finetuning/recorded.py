@@ -28,7 +28,7 @@ DECIDED += ("weight_decay", "grad_clip", "eval_every", "save_every", "patience",
 TEXTS = {"data": "paths", "val-data": "val_paths"}  # from a flag to what run.json calls it
 RIVALS = {  # given now, they take the place of what the run had
     "epochs": ("max_steps",),
-    "model": ("preset",),
+    "model": ("preset", "train_vocabulary", "vocab_size"),
     "preset": ("model",),
     "val_data": ("val_fraction",),
 }

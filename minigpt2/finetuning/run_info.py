@@ -24,7 +24,7 @@ from ..training.loop import settings_of
 from ..training.options import TrainOptions
 from .recorded import described
 
-MASKS = ("document_mask", "mask_prompt")
+SWITCHES = ("document_mask", "mask_prompt", "train_vocabulary")
 
 
 def write_run_info(options: TrainOptions, built: Built, command: str) -> None:
@@ -89,7 +89,7 @@ def _data_info(options: TrainOptions, built: Built) -> DataInfo:
         more={
             **{name: count for name, count in corpus.counts.items() if count},
             **_changed_settings(options.text),
-            **{flag(name): True for name in MASKS if getattr(options, name)},
+            **{flag(name): True for name in SWITCHES if getattr(options, name)},
         },
     )
 

@@ -65,6 +65,8 @@ class Facts(JsonObject):
 
     preset: str | None = None
     model: str | None = None  # a folder, or an id of the Hub, as it was named at the beginning
+    train_vocabulary: bool | None = None  # None, not False, where that was not asked for
+    vocab_size: int | None = None  # None where it is the preset's or the model's
     tokenizer: str | None = None  # a hash of its vocabulary
     val_fraction: float | None = None
     document_mask: bool | None = None

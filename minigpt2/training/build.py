@@ -20,6 +20,7 @@ from ..corpus.options import unescape
 from ..corpus.prepared import Corpus, prepare
 from ..corpus.sources.find import require_local
 from ..corpus.tokenizing import default_workers
+from ..corpus.vocabulary import in_own_vocabulary, own_vocabulary, require_trainer
 from ..decoding.text import check_fits
 from ..errors import InputError, OptionError
 from ..evaluation.scorer import Scorer
@@ -55,6 +56,7 @@ class Origin:
     options: TrainOptions
     start: Checkpoint | None
     base: Path | None  # may be without its weights
+    vocabulary: Tokenizer | None = None  # that was trained on the text of a run that begins
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,19 @@ def specify(options: TrainOptions, run: RunFolder, device: torch.device, world: 
         require_local([*options.data, *options.val_data])
     precision = Precision(device, pick_dtype(options.dtype, device, training=True))
     start = run.newest() if options.resume and run.checkpoints() else None
-    origin = Origin(options, start, find_base(options, start, world))
+    if options.train_vocabulary and not start:
+        require_trainer()
+    origin, in_gpt2s = Origin(options, start, find_base(options, start, world)), None
+    if options.train_vocabulary and not start:
+        in_gpt2s = read_text(options, Tokenizer.gpt2(), world)
+        origin = replace(origin, vocabulary=trained_vocabulary(options, in_gpt2s, world))
     model, tokenizer = without_weights(origin), tokenizer_of(origin)
     train_added(model, options, tokenizer)
     check_fits(tokenizer, model, training=True)
     facts = chosen_facts(origin, tokenizer)
     if start:
         start.require(facts, but=FROM_TEXT)
-    corpus = read_corpus(options, tokenizer, model.config.vocab_size, world)
+    corpus = read_corpus(options, tokenizer, model.config.vocab_size, world, in_gpt2s)
     if corpus.counts.get("chats"):
         tokenizer = tokenizer.with_chat_template()
         require_whole_chats(options, tokenizer, corpus)
@@ -175,12 +182,17 @@ def first_config(origin: Origin) -> GPT2Config:
     if origin.start:
         return config_of(origin.start.path)
     assert origin.options.preset is not None, "other runs start from a model that was found"
-    return PRESETS[origin.options.preset]
+    config = PRESETS[origin.options.preset]
+    if origin.vocabulary:
+        return replace(config, vocab_size=origin.vocabulary.vocab_size)
+    return replace(config, vocab_size=origin.options.vocab_size or config.vocab_size)
 
 
 def tokenizer_of(origin: Origin) -> Tokenizer:
-    """The tokenizer that belongs to the preset or to the pretrained model."""
-    if origin.options.preset:
+    """The tokenizer that belongs to the preset or to the pretrained model, or is the run's own."""
+    if origin.vocabulary:
+        return origin.vocabulary
+    if origin.options.preset and not origin.options.train_vocabulary:
         return Tokenizer.gpt2(first_config(origin).vocab_size)
     if origin.base is None:  # the weights are the run's own
         assert origin.start is not None, "without a checkpoint there is a base"
@@ -276,6 +288,8 @@ def chosen_facts(origin: Origin, tokenizer: Tokenizer) -> Facts:
     return Facts(
         preset=options.preset,
         model=None if options.preset else source_name(origin),
+        train_vocabulary=options.train_vocabulary or None,
+        vocab_size=chosen_vocab_size(options),
         tokenizer=tokenizer.identity,
         val_fraction=0.0 if options.val_data else options.val_fraction,
         document_mask=options.document_mask,
@@ -286,6 +300,12 @@ def chosen_facts(origin: Origin, tokenizer: Tokenizer) -> Facts:
         lora_alpha=options.lora_rank and lora_alpha(options),
         seed=options.training.seed,
     )
+
+
+def chosen_vocab_size(options: TrainOptions) -> int | None:
+    """The size that was asked for; None where that is the preset's, or nothing was asked."""
+    usual = PRESETS[options.preset].vocab_size if options.preset else None
+    return None if options.vocab_size == usual else options.vocab_size
 
 
 def source_name(origin: Origin) -> str:
@@ -302,7 +322,47 @@ def source_name(origin: Origin) -> str:
     return before if same or options.lora_rank else source
 
 
-def read_corpus(options: TrainOptions, tokenizer: Tokenizer, n_rows: int, world: World) -> Corpus:
+def trained_vocabulary(options: TrainOptions, in_gpt2s: Corpus, world: World) -> Tokenizer:
+    """The vocabulary of a text that was read in GPT-2's tokens; the first process of each machine
+    trains it. Raises InputError where two machines come to different ones.
+    """
+    assert options.preset is not None, "a model has its vocabulary"
+    with world.main_first():
+        tokenizer = own_vocabulary(
+            in_gpt2s,
+            options.vocab_size or PRESETS[options.preset].vocab_size,
+        )
+    if len({*world.gather(tokenizer.identity)}) > 1:
+        raise InputError(
+            "the vocabularies that two machines trained differ: have the same text and the same "
+            "version of tokenizers on all"
+        )
+    return tokenizer
+
+
+def read_corpus(
+    options: TrainOptions,
+    tokenizer: Tokenizer,
+    n_rows: int,
+    world: World,
+    in_gpt2s: Corpus | None = None,
+) -> Corpus:
+    """The text in the run's tokens; `in_gpt2s` is the same text in GPT-2's, if that was read."""
+    if options.train_vocabulary:
+        in_gpt2s = in_gpt2s or read_text(options, Tokenizer.gpt2(), world)
+        with world.main_first():
+            return in_own_vocabulary(
+                in_gpt2s,
+                tokenizer,
+                workers=options.workers or default_workers(),
+            )
+    corpus = read_text(options, tokenizer, world)
+    if tokenizer.vocab_size > n_rows:  # it has added words without a row
+        require_rows(corpus, tokenizer, n_rows)
+    return corpus
+
+
+def read_text(options: TrainOptions, tokenizer: Tokenizer, world: World) -> Corpus:
     """The text as tokens; the first process of each machine makes the files."""
     if world.size > 1 and "-" in (*options.data, *options.val_data):
         raise OptionError(
@@ -317,8 +377,6 @@ def read_corpus(options: TrainOptions, tokenizer: Tokenizer, n_rows: int, world:
             text=options.text,
             workers=options.workers or default_workers(),
         )
-    if tokenizer.vocab_size > n_rows:  # it has added words without a row
-        require_rows(corpus, tokenizer, n_rows)
     return corpus
 
 

@@ -11,10 +11,11 @@ from pathlib import PurePath
 from typing import Any
 
 from ..arguments import DType, Preset, check_field, check_types, did_you_mean, flag, refuse, texts
-from ..corpus.options import TextConfig, check_one_source
+from ..corpus.options import FEWEST_TOKENS, MOST_TOKENS, TextConfig, check_one_source
 from ..errors import InputError, OptionError
 
 DEFAULT_MODEL = "gpt2"
+GPT2S_TOKENS = 50257  # in GPT-2's own vocabulary
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,12 @@ class TrainOptions:
     --preset is given."""
     preset: Preset | None = None
     """Start from random weights of this size instead."""
+    train_vocabulary: bool = False
+    """With --preset, train a vocabulary of the text's own, on the part that is not held out. Needs
+    pip install tokenizers."""
+    vocab_size: int | None = None
+    """Tokens of a preset's vocabulary: the first of GPT-2's, or with --train-vocabulary your own.
+    Default: the preset's, nano 2048, otherwise 50257."""
     add_tokens: tuple[str, ...] = ()
     """Make each of these texts a token of its own, understood as in --document-separator. Its row
     begins as the mean of the others and is trained, also with --lora-rank; OUT/base keeps the model
@@ -181,6 +188,7 @@ class TrainOptions:
             raise InputError(
                 "--add-tokens is for a model that has tokens, --preset begins one: choose one"
             )
+        check_vocabulary(self)
         if "" in self.add_tokens or len({*self.add_tokens}) < len(self.add_tokens):
             raise InputError("--add-tokens holds an empty text, or one twice: give each once")
         if self.lora_rank and self.preset:
@@ -200,6 +208,25 @@ class TrainOptions:
     def folder(self) -> str:
         """The run folder."""
         return self.out or default_out(self.data[0], self.source)
+
+
+def check_vocabulary(options: TrainOptions) -> None:
+    """Raise OptionError for a vocabulary of a size that none has, or beside the weights of a model,
+    which belong to theirs.
+    """
+    for name in ("train_vocabulary", "vocab_size"):
+        if getattr(options, name) not in (None, False) and not options.preset:
+            raise OptionError(
+                f"{name} is given without preset: the weights of a model belong to its own tokens",
+                *(name, "preset"),
+            )
+    size, trained = options.vocab_size, options.train_vocabulary
+    if size is not None and not FEWEST_TOKENS <= size <= (MOST_TOKENS if trained else GPT2S_TOKENS):
+        allowed = f"{FEWEST_TOKENS} to {MOST_TOKENS if trained else GPT2S_TOKENS}"
+        more = "" if trained else ", or more with train_vocabulary"
+        raise OptionError(
+            f"vocab_size is {size}, allowed is {allowed}{more}", "vocab_size", "train_vocabulary"
+        )
 
 
 def default_out(data: str, source: str) -> str:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from minigpt2.cli.console import parse, run_script
 from minigpt2.cli.flags import CommandLine
-from minigpt2.corpus.options import CorpusOptions
+from minigpt2.corpus.options import CorpusOptions, VocabularyOptions
 from minigpt2.decoding.options import SampleOptions
 from minigpt2.errors import InputError
 from minigpt2.formats.options import ConvertOptions
@@ -25,6 +25,7 @@ COMMANDS = {  # what is typed, options, whether required fields take no flag, wo
     "train.py": (TrainOptions, False, ["--data", "x"]),
     "convert_weights.py": (ConvertOptions, True, ["a", "b"]),
     "-m minigpt2.corpus": (CorpusOptions, True, ["a"]),
+    "-m minigpt2.corpus vocabulary": (VocabularyOptions, True, ["a", "--out", "b"]),
 }
 EVERY_COMMAND = pytest.mark.parametrize(
     ("options_class", "positional", "enough"), COMMANDS.values(), ids=COMMANDS

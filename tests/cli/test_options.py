@@ -7,7 +7,7 @@ import pytest
 from minigpt2.arguments import flag
 from minigpt2.cli.console import parse
 from minigpt2.cli.options import in_flags
-from minigpt2.corpus.options import CorpusOptions, TextConfig
+from minigpt2.corpus.options import CorpusOptions, TextConfig, VocabularyOptions
 from minigpt2.decoding.options import SampleOptions
 from minigpt2.errors import InputError, OptionError
 from minigpt2.formats.options import ConvertOptions
@@ -244,6 +244,7 @@ TRAIN_FLAGS = {
     **TEXT_FLAGS,
     **dict.fromkeys(["data", "val_data", "model", "preset", "mask_prompt", "workers"], ALWAYS),
     **dict.fromkeys(["out", "resume", "dropout", "dtype", "compile", "add_tokens"], ALWAYS),
+    **dict.fromkeys(["train_vocabulary", "vocab_size"], ALWAYS),
     **dict.fromkeys(["activation_checkpointing", "lora_alpha", "merge_lora", "fsdp"], ALWAYS),
     **dict.fromkeys(["tensorboard", "debug", "epochs", "max_steps", "block_size"], ALWAYS),
     **dict.fromkeys(["learning_rate", "weight_decay", "grad_clip", "seed"], ALWAYS),
@@ -265,6 +266,14 @@ DECIDED = {
             **dict.fromkeys(["json", "debug"], ALWAYS),
             "val_fraction": HELD_OUT,
         }, ["x"], True
+    ),
+    VocabularyOptions: (
+        {
+            **TEXT_FLAGS,
+            **dict.fromkeys(["paths", "out", "vocab_size", "val_data", "workers"], ALWAYS),
+            **dict.fromkeys(["json", "debug"], ALWAYS),
+            "val_fraction": HELD_OUT,
+        }, ["x", "--out", "y"], True
     ),
 }  # fmt: skip
 WORDS = {"compile": [], "seed": ["0"], "top_p": ["0.5"], "min_p": ["0.5"], "temperature": ["0.5"]}

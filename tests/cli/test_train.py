@@ -20,6 +20,7 @@ import pytest
 import torch
 
 import warm
+from languages import text_in
 from minigpt2.cli import train as train_command
 from minigpt2.formats.tensors import read_tensors, write_tensors
 from minigpt2.model import GPT2
@@ -27,7 +28,7 @@ from minigpt2.system.processes import World
 from minigpt2.tokenizer import Tokenizer
 from minigpt2.training.options import TrainOptions
 from scripts import ROOT, run_alone, run_here, tiny_folder, words_of
-from text_files import lamp_lines
+from text_files import give_stdin, lamp_lines
 from tokenizer_folders import preferring, with_words, word
 from vocabularies import hf_reads
 
@@ -490,6 +491,89 @@ def test_a_preset_starts_from_random_weights_with_its_part_of_the_vocabulary(
     config = json.loads((out / "config.json").read_text())
     assert (config["vocab_size"], config["n_layer"], config["resid_pdrop"]) == (2048, 4, 0.2)
     assert Tokenizer.from_pretrained(out).vocab_size == 2048
+
+
+NANO = ["--preset", "nano", "--batch-size", 2, "--block-size", 16]
+
+
+def test_a_preset_may_have_another_part_of_the_vocabulary(capsys, tmp_path, text):
+    out = tmp_path / "run"
+    result = train(capsys, text, out, *NANO, "--max-steps", 1, "--vocab-size", 300)
+    assert result.code == 0, result.err
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == 300
+    assert Tokenizer.from_pretrained(out).identity == Tokenizer.gpt2(300).identity
+    for other in ("--vocab-size=301", "--train-vocabulary"):
+        result = train(capsys, text, out, *NANO, "--max-steps", 2, "--resume", other)
+        assert result.code == 2 and other.split("=")[0] in result.last_line, result.err
+
+
+def vocabulary_of(folder):
+    names = ("vocab.json", "merges.txt")
+    return [(folder / name).read_bytes() for name in names]
+
+
+def test_a_run_trains_a_vocabulary_once_and_keeps_it(capsys, tmp_path, text, monkeypatch):
+    text.write_text(text_in("hindi") * 9)
+    out, flags = tmp_path / "run", [*NANO, "--train-vocabulary", "--vocab-size"]
+    result = train(capsys, text, out, *flags, 330, "--max-steps", 2, "--save-every", 1)
+    assert result.code == 0, result.err
+    assert re.search(
+        r"bytes per token +\d\.\d\d of its own .*, 1\.\d\d of GPT-2's; held", result.err
+    )
+    assert "made for English" not in result.err
+    config = json.loads((out / "config.json").read_text())
+    assert config["vocab_size"] == 330 and config["eos_token_id"] == 329
+    tokenizer, first = Tokenizer.from_pretrained(out), vocabulary_of(out)
+    line = text_in("hindi", 2)
+    assert tokenizer.encode(line) == hf_reads(out).encode(line)
+    assert len(tokenizer.encode(line)) < len(Tokenizer.gpt2().encode(line))
+    written = sample(capsys, out, "--prompt", "नाव", "--max-new-tokens", 3)
+    assert written.code == 0 and written.out.startswith("नाव")
+
+    # a vocabulary that is there needs neither the library nor what the cache has of it
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    resumed = run_here(capsys, "train", "--resume", "--out", out, "--max-steps", 3)
+    assert resumed.code == 0, resumed.err
+    assert vocabulary_of(out) == first
+    for other, told in [
+        (["--vocab-size", 331], "--vocab-size was 330 in"),
+        (["--no-train-vocabulary"], "--train-vocabulary was True in"),
+        (["--model", "gpt2"], "--preset was nano in"),
+    ]:
+        refused = run_here(capsys, "train", "--resume", "--out", out, *other)
+        assert refused.code == 2
+        assert told in refused.last_line or other[0] == "--model", refused.err
+    new = tmp_path / "new"
+    refused = train(capsys, text, new, *flags, 330)
+    assert refused.last_line == (
+        "error: --train-vocabulary needs tokenizers: pip install tokenizers"
+    )
+    assert not new.exists()
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_trains_the_same_vocabulary(
+    capsys, tmp_path, text
+):
+    whole, died = tmp_path / "whole", tmp_path / "died"
+    flags = [*NANO, "--train-vocabulary", "--vocab-size", 300, "--max-steps", 2]
+    assert train(capsys, text, whole, *flags).code == 0
+    died.mkdir()
+    shutil.copy(whole / "run.json", died)
+    shutil.rmtree(tmp_path / "cache")
+    result = run_here(capsys, "train", "--resume", "--out", died, "--workers", 2)
+    assert result.code == 0 and "starting at step 0" in result.err, result.err
+    assert vocabulary_of(died) == vocabulary_of(whole)
+    names = ("model.safetensors", "config.json")
+    assert all((died / name).read_bytes() == (whole / name).read_bytes() for name in names)
+
+
+def test_a_vocabulary_is_trained_on_text_from_stdin(capsys, tmp_path, monkeypatch):
+    flags = [*NANO, "--train-vocabulary", "--vocab-size", 300, "--max-steps"]
+    for more in ([1], [2, "--resume"]):
+        give_stdin(monkeypatch, text_in("greek").encode())
+        result = train(capsys, "-", tmp_path / "run", *flags, *more)
+        assert result.code == 0, result.err
 
 
 def test_held_out_text_of_ones_own_is_what_the_model_is_judged_by(capsys, tmp_path, text, model):

@@ -92,7 +92,13 @@ def test_it_is_the_command_of_equal_settings_in_a_process_of_its_own(place):
 
 
 @pytest.mark.parametrize(
-    "settings", [LORA, {"preset": "nano", "block_size": 16}], ids=["lora", "preset"]
+    "settings",
+    [
+        LORA,
+        {"preset": "nano", "block_size": 16},
+        {"preset": "nano", "block_size": 16, "train_vocabulary": True, "vocab_size": 270},
+    ],
+    ids=["lora", "preset", "own vocabulary"],
 )
 def test_it_is_the_command_with_adapters_and_from_random_weights(place, capsys, settings):
     settings = SHORT | settings

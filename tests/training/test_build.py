@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minigpt2.errors import OptionError
+from minigpt2.errors import InputError, OptionError
 from minigpt2.model import GPT2
 from minigpt2.runs.folder import RunFolder
 from minigpt2.system.processes import World
@@ -96,6 +96,21 @@ class Pretended(World):
 
     def gather(self, value):
         return [value]
+
+
+class Differing(Pretended):
+    """Another process has another value."""
+
+    def gather(self, value):
+        return [value, "another"] if isinstance(value, str) else [value]
+
+
+def test_processes_that_came_to_different_vocabularies_are_refused(tmp_path, options):
+    own = replace(options, model=None, preset="nano", train_vocabulary=True, vocab_size=300)
+    with claimed(tmp_path) as run:
+        assert specify(own, run, CPU, ALONE).tokenizer.vocab_size == 300
+        with pytest.raises(InputError, match="vocabularies that two machines trained differ"):
+            specify(own, run, CPU, Differing())
 
 
 def test_the_micro_batch_is_what_fits_of_a_processs_rows(tmp_path, options, asked):

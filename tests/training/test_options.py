@@ -34,6 +34,14 @@ def test_fields_find_their_dataclass_and_paths_may_be_one_or_many():
         ({"compile": "yes"}, "compile is 'yes', allowed is True or False"),
         ({"dtype": "float8"}, "dtype is 'float8', allowed is auto, float32, bfloat16, float16"),
         ({"max_steps": 0}, "max_steps is 0, allowed is 1 or more"),
+        ({"train_vocabulary": True}, "train_vocabulary is given without preset: the weights of a"),
+        ({"vocab_size": 300, "model": "m"}, "vocab_size is given without preset: the weights of a"),
+        ({"vocab_size": 256, "preset": "nano"}, "vocab_size is 256, allowed is 257 to 50257, or"),
+        ({"vocab_size": 50258, "preset": "gpt2"}, "50258, allowed is 257 to 50257, or more with"),
+        (
+            {"vocab_size": 2**31, "preset": "gpt2", "train_vocabulary": True},
+            "vocab_size is 2147483648, allowed is 257 to 2147483647",
+        ),
     ],
 )
 def test_what_is_no_option_is_said_in_one_line(values, message):
