@@ -80,16 +80,17 @@ def run_script(
     *,
     positional: bool = False,
     recorded: Callable[[Given], list[str]] = lambda given: [],
+    subcommand: str = "",
 ) -> int:
     """Read the flags (see `parse`), run `main(options)`, and turn however it ends into an exit
-    code.
+    code. `subcommand` is the word that stood before the flags, if one did.
     """
     argv = sys.argv[1:] if argv is None else argv
     options = None
 
     def work() -> int:
         nonlocal options
-        options = _asked_for(options_class, argv, positional=positional, recorded=recorded)
+        options = _asked_for(options_class, argv, positional, recorded, subcommand)
         return 0 if options is None else main(options) or 0
 
     return ended(work, traceback_wanted=lambda: options is not None and options.debug)
@@ -165,16 +166,18 @@ def leave(code: int) -> NoReturn:
 def _asked_for(
     options_class: type[OptionsT],
     argv: Sequence[str],
-    *,
     positional: bool,
     recorded: Callable[[Given], list[str]],
+    subcommand: str,
 ) -> OptionsT | None:
     """The options, or None where --version or --help was asked for and is answered."""
     if CommandLine(options_class, positional=positional).asks_for("--version", argv):
         print(f"minigpt2 {__version__}")
         return None
     try:
-        return parse(options_class, argv, positional=positional, recorded=recorded)
+        return parse(
+            options_class, argv, positional=positional, recorded=recorded, subcommand=subcommand
+        )
     except SystemExit:
         return None
 
@@ -203,6 +206,7 @@ def parse(
     *,
     positional: bool = False,
     recorded: Callable[[Given], list[str]] = lambda given: [],
+    subcommand: str = "",
 ) -> OptionsT:
     """The flags as an object of `options_class`; with `positional`, required fields take no flag.
     `recorded` knows, of what is given, words from elsewhere that are read beside it. What is given
@@ -212,7 +216,8 @@ def parse(
     """
     line = CommandLine(options_class, positional=positional)
     if line.asks_for("--help", argv) or line.asks_for("-h", argv):
-        print(line.help(_command(), min(HELP_COLUMNS, shutil.get_terminal_size().columns)))
+        command = f"{_command()} {subcommand}".strip()
+        print(line.help(command, min(HELP_COLUMNS, shutil.get_terminal_size().columns)))
         raise SystemExit(0)
     try:
         given = line.given(argv)

@@ -1,15 +1,17 @@
-"""Prepare text for training and report what is in it: python -m minigpt2.corpus PATHS"""
+"""Prepare text, or train a vocabulary on it, and report on it: python -m minigpt2.corpus PATHS"""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..corpus.options import CorpusOptions
+from ..corpus.options import CorpusOptions, VocabularyOptions
 from ..hub.pins import public_model
 from ..system.signals import raise_on_signals
 from ..training.options import TrainConfig
@@ -18,9 +20,17 @@ from .console import run_script
 if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
 
+logger = logging.getLogger("corpus")
+VOCABULARY = "vocabulary"
+
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """The command, from its flags to its exit code."""
+    """The command, from its flags to its exit code; a file called vocabulary is ./vocabulary."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == [VOCABULARY]:
+        return run_script(
+            train, VocabularyOptions, argv[1:], positional=True, subcommand=VOCABULARY
+        )
     return run_script(main, CorpusOptions, argv, positional=True)
 
 
@@ -47,6 +57,45 @@ def main(options: CorpusOptions) -> int:
     report = {**asdict(found), **steps}
     shown = "\n".join(filter(None, [report_text(found), sentence]))
     print(_json_line(report) if options.json else shown)
+    return 0
+
+
+def train(options: VocabularyOptions) -> int:
+    """Train a vocabulary on a text, write it, and print what is in the text with it."""
+    from ..corpus.prepared import prepare
+    from ..corpus.sources.find import require_local
+    from ..corpus.survey import report_text, survey
+    from ..corpus.tokenizing import default_workers
+    from ..corpus.vocabulary import (
+        in_own_vocabulary,
+        own_vocabulary,
+        require_empty,
+        require_trainer,
+        write_folder,
+    )
+    from ..tokenizer import Tokenizer
+
+    raise_on_signals()
+    assert options.out is not None, "the options want it"
+    out, workers = Path(options.out), options.workers or default_workers()
+    require_trainer()
+    require_empty(out)
+    require_local([*options.paths, *options.val_data], options.text)
+    in_gpt2s = prepare(
+        options.paths,
+        Tokenizer.gpt2(),
+        val_paths=options.val_data,
+        val_fraction=options.val_fraction,
+        text=options.text,
+        workers=workers,
+    )
+    tokenizer = own_vocabulary(in_gpt2s, options.vocab_size)
+    corpus = in_own_vocabulary(in_gpt2s, tokenizer, workers=workers)
+    found = survey(corpus, tokenizer, special_tokens=options.text.special_tokens)
+    write_folder(tokenizer, out)
+    logger.info("%s: a vocabulary of %s tokens", out, f"{tokenizer.vocab_size:,}")
+    report = {**asdict(found), "vocab_size": tokenizer.vocab_size}
+    print(_json_line(report) if options.json else report_text(found))
     return 0
 
 

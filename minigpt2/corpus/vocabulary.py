@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
+import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -22,6 +24,7 @@ import numpy as np
 
 from ..errors import InputError, OptionError
 from ..formats.vocabulary import BYTE_OF, END_OF_TEXT
+from ..system.files import sync
 from ..system.signals import answered
 from ..tokenizer import Tokenizer
 from .cached import default_cache_dir, hash_of, made_once, set_aside, writable
@@ -149,6 +152,36 @@ def bytes_per_token(file: TokenFile, tokenizer: Tokenizer, n_tokens: int | None 
         n_bytes += int(lengths[ids].sum())
         n_ends += int((ids == tokenizer.eot).sum())
     return n_bytes / max(1, (len(file.tokens) if n_tokens is None else n_tokens) - n_ends)
+
+
+def require_empty(folder: Path) -> None:
+    """Raise OptionError for a path where a vocabulary would take the place of something."""
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"out {folder} is a file: name a folder", "out")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise OptionError(f"out {folder} is not empty: name another folder", "out")
+
+
+def write_folder(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a tokenizer's files into a folder that is empty or not there, all or none of them.
+
+    Raises InputError where they cannot be written.
+    """
+    require_empty(folder)
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        tokenizer.save(temporary)
+        if folder.exists():  # whoever is in it stays in it
+            for path in temporary.iterdir():
+                path.replace(folder / path.name)
+        else:
+            temporary.rename(folder)
+        sync(folder)
+    except OSError as problem:
+        raise OptionError(f"out {folder} cannot be written: {problem.strerror}", "out") from problem
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _saved(folder: Path) -> Tokenizer | None:

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 import warm
+from languages import text_in
 from minigpt2.cli import corpus as module
+from minigpt2.corpus import vocabulary
 from minigpt2.corpus.options import CorpusOptions
+from minigpt2.tokenizer import Tokenizer
 from scripts import ROOT
+from vocabularies import hf_encode, hf_reads
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +105,74 @@ def test_a_folder_with_a_public_models_name_is_a_model_of_its_own(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gpt2").mkdir()
     assert module._training_ahead(CorpusOptions(("x",), model="gpt2"), 9000) == ({}, "")
+
+
+@pytest.fixture
+def korean(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_text(text_in("korean", 200))
+    return tmp_path
+
+
+def test_a_vocabulary_is_a_folder_that_transformers_reads_with_equal_ids(korean, capsys):
+    words = ["vocabulary", "my.txt", "--vocab-size", "300", "--out", "new/own"]
+    assert module.run(words) == 0
+    shown, told = capsys.readouterr()
+    assert "bytes per token" in shown and "new/own: a vocabulary of 300 tokens" in told
+    assert {p.name for p in (korean / "new").iterdir()} == {"own"}
+    ours, hf = Tokenizer.from_pretrained("new/own"), hf_reads(korean / "new" / "own")
+    text = text_in("korean", 3) + "🤗<|endoftext|> x"
+    assert ours.encode(text) == hf_encode(hf, text)
+    (korean / "empty").mkdir()
+    assert module.run([*words[:-1], "empty", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["vocab_size"] == 300 and report["documents"] == 1
+    assert {*report["bytes_per_token"]} == {"own", "gpt2", "own_held_out", "gpt2_held_out"}
+    assert report["bytes_per_token"]["own"] > report["bytes_per_token"]["gpt2"]
+    assert Tokenizer.from_pretrained("empty").identity == ours.identity
+
+
+def test_a_file_of_the_subcommands_name_is_reached_by_its_path(korean, capsys):
+    (korean / "my.txt").rename("vocabulary")
+    assert module.run(["./vocabulary", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bytes_per_token"] == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("my.txt", "--out is missing: name the folder to write"),
+        ("my.txt --out my.txt", "--out my.txt is a file: name a folder"),
+        ("my.txt --out full", "--out full is not empty: name another folder"),
+        ("my.txt --out new --vocab-size 256", "--vocab-size is 256, allowed is 257 to"),
+        ("none.txt --out new", "none.txt does not exist"),
+        ("--out new", "no path is given: name at least one file"),
+        ("my.txt --out my.txt/new", "--out my.txt/new cannot be written: Not a directory"),
+    ],
+)
+def test_what_makes_no_vocabulary_is_refused_in_one_line(korean, capsys, words, message):
+    (korean / "full").mkdir()
+    (korean / "full" / "a").touch()
+    before = sorted(korean.iterdir())
+    assert module.run(["vocabulary", *words.split()]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert [p for p in sorted(korean.iterdir()) if p.name != "cache"] == before
+
+
+def test_a_vocabulary_needs_its_library(korean, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    assert module.run(["vocabulary", "my.txt", "--out", "new"]) == 2
+    assert "needs tokenizers: pip install tokenizers" in capsys.readouterr().err
+    assert not (korean / "new").exists() and not (korean / "cache").exists()
+
+
+def test_nothing_half_written_stays(korean, capsys, monkeypatch):
+    def full(folder, **given):
+        (folder / "vocab.json").touch()
+        raise OSError(28, "No space left on device")
+
+    tokenizer = Tokenizer.gpt2(300)
+    monkeypatch.setattr(tokenizer, "save", full)
+    with pytest.raises(ValueError, match="new cannot be written: No space left"):
+        vocabulary.write_folder(tokenizer, korean / "new")
+    assert [p.name for p in korean.iterdir()] == ["my.txt"]
