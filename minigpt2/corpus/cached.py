@@ -1,4 +1,4 @@
-"""Folders that are made once and kept, whole or not at all: all of them can be deleted at any time.
+"""Folders that are made once and kept, whole or not at all; all can be deleted at any time.
 
 Several processes may want the same one: one makes it, the others wait. Knows files, nothing of what
 is in them.
