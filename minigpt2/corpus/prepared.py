@@ -388,8 +388,10 @@ def _require_text(inputs: _CorpusInputs, own_val: np.ndarray) -> None:
         first = inputs.n_train
     else:
         return
-    label = inputs.sources[first].label if inputs.sources else "no file"
-    raise InputError(f"{label}: 0 tokens, there is no text: name files that are not empty")
+    source = inputs.sources[first] if inputs.sources else None
+    label, has_rows = (source.label, kind_of(source) == "rows") if source else ("no file", False)
+    what = "rows that are" if has_rows else "files that are"
+    raise InputError(f"{label}: 0 tokens, there is no text: name {what} not empty")
 
 
 def _keep(

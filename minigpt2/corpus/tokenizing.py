@@ -284,11 +284,10 @@ class _DocumentReader:
             self._done += source.size
 
     def _document(self, source: int, first: Chunk, chunks: Iterator[Chunk]) -> Iterator[_Piece]:
-        digest, characters, last, n_answers = hashlib.sha256(), 0, None, 0
+        digest, characters, last, n_answers, answered = hashlib.sha256(), 0, None, 0, False
         for prompt, part in groupby(chunks, key=lambda chunk: chunk.prompt):
             texts = self._texts(part)
             clean = self._cleaner.clean(texts) if self._cleaner.active else texts
-            n_answers += first.shielded and not prompt
             before = ""
             for text in cut_at_words(clean, last=self._last):
                 self.counts["cut_long_pieces"] += _long_pieces_cut(before, text)
@@ -298,12 +297,20 @@ class _DocumentReader:
                 digest.update(text.encode())
                 characters += len(unshielded(text) if first.shielded else text)
                 last = _Piece(text, prompt, first.shielded, False)
+            n_answers += not prompt
+            answered |= last is not None and not last.prompt
         if last:
             if first.shielded:
-                self.chats.update(chats=1, chats_of_several_answers=int(n_answers > 1))
+                self.chats.update(
+                    chats=1,
+                    chats_of_several_answers=int(n_answers > 1),
+                    chats_without_answer=int(not answered),
+                )
             key = digest.digest()[:16]
             self.finished.append(_ReadDocument(first.row, source, characters, key))
             yield last._replace(is_last=True)
+        elif first.row:
+            self.counts["empty_rows"] += 1
 
     def _texts(self, chunks: Iterable[Chunk]) -> Iterator[str]:
         for chunk in chunks:

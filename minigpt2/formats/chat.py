@@ -86,6 +86,7 @@ class ChatTemplate:
         messages, split = self._shielded(checked(messages)), self._parts
         if self.source == TEMPLATE:
             split = self._own_parts
+            _require_no_calls(messages)
         found = filter(lambda part: part.text, split(messages, add_generation_prompt))
         groups = groupby(found, key=lambda part: part.is_answer)
         return [
@@ -216,6 +217,17 @@ def _content(content: object, where: str) -> str:
         code = f"\\u{ord(content[problem.start]):04x}"
         raise InputError(f"{where} has {code}, half a character, in its content") from None
     return content
+
+
+def _require_no_calls(messages: Sequence[Message]) -> None:
+    """Raise InputError for what our own template would leave out."""
+    for number, message in enumerate(messages, 1):
+        for name in ("tool_calls", "function_call"):
+            if message.get(name):
+                raise InputError(
+                    f"message {number} has {name}, which our chat template cannot write: leave it "
+                    "out, or use a model with a template of its own"
+                )
 
 
 def _text_of(part: object, where: str) -> str:

@@ -501,3 +501,14 @@ def test_where_prompts_stand_decides_what_a_corpus_is_and_runs_know_what_they_ha
     other = replace(corpus, train=replace(corpus.train, prompts=moved))
     none = replace(corpus, train=replace(corpus.train, prompts=moved[:0]))
     assert len({corpus.identity, other.identity, none.identity}) == 3
+
+
+def test_rows_that_hold_nothing_and_chats_without_an_answer_are_counted(tmp_path):
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    rows = [{"messages": said}, {"messages": []}, {"text": None}, {"messages": said[:1]}]
+    rows += [{"question": "?", "answer": ""}, {"text": "x"}, {"text": ""}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = prepare([path], gpt2(), val_fraction=0, cache_dir=tmp_path / "cache")
+    expected = {"chats": 3, "chats_without_answer": 2, "empty_rows": 3}
+    assert expected.items() <= corpus.counts.items() and corpus.n_documents == 4

@@ -14,39 +14,53 @@ from ...errors import InputError
 from ...formats.chat import ANSWERS, Message
 
 LISTS = ("messages", "conversations")  # OpenAI's, and ShareGPT's
-EXCHANGES = (  # (what is asked, more of it that may be missing, what is answered)
-    ("instruction", "input", "output"),  # Alpaca
-    ("instruction", "context", "response"),  # Dolly
-    ("question", "context", "answer"),  # GSM8K has no context
-)
+ASKED = ("instruction", "question", "prompt")  # Alpaca and Dolly, GSM8K, many others
+MORE = ("input", "context")  # of what is asked: Alpaca, Dolly
+ANSWERED = ("output", "response", "answer")
 SYSTEM = "system"  # a field beside them, as Alpaca's and ShareGPT's rows may have
-ROLES = {"human": "user", "gpt": ANSWERS, "chatgpt": ANSWERS, "bot": ANSWERS, "model": ANSWERS}
+ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys((ANSWERS, "gpt", "chatgpt", "bot", "model", "ai"), ANSWERS),
+    **{role: role for role in ("system", "developer", "tool", "function")},
+}
 
 
 def chat_fields(names: Collection[str]) -> tuple[str, ...]:
-    """The fields of a row with these names that make a chat; none if it is no chat."""
+    """The fields of a row with these names that make a chat, in the order in which they are
+    written; none if it is no chat. Case and blanks around a name do not matter.
+    """
+    by_name = {_plain(name): name for name in names}
+    system = [SYSTEM] if SYSTEM in by_name else []
     for name in LISTS:
-        if name in names:
-            return (name, *_system(names))
-    for asked, more, answered in EXCHANGES:
-        if asked in names and answered in names:
-            return (asked, *([more] if more in names else []), answered, *_system(names))
-    return ()
+        if name in by_name:
+            return tuple(by_name[part] for part in (*system, name))
+    asked, more, answered = (
+        [name for name in group if name in by_name] for group in (ASKED, MORE, ANSWERED)
+    )
+    if not asked or not answered:
+        return ()
+    return tuple(by_name[part] for part in (*system, *asked, *more, *answered))
 
 
-def _system(names: Collection[str]) -> tuple[str, ...]:
-    return (SYSTEM,) if SYSTEM in names else ()
+def _plain(name: str) -> str:
+    return name.strip().lower()
 
 
 def messages_of(row: Mapping[str, Any], fields: tuple[str, ...]) -> list[Message]:
     """The messages of a row in these `chat_fields`, or in one field that has them all; InputError,
     without the row, for what is none.
     """
-    names = [name for name in fields if name != SYSTEM]
+    names = [name for name in fields if _plain(name) != SYSTEM]
     messages = _listed(row[names[0]], names[0]) if len(names) == 1 else _exchange(row, names)
-    said = _text(row, SYSTEM) if SYSTEM in fields else ""
-    has_one = bool(messages) and messages[0].get("role") == "system"
-    return messages if has_one or not said else [{"role": "system", "content": said}, *messages]
+    (said,) = [_text(row, name) for name in fields if _plain(name) == SYSTEM] or [""]
+    if not said:
+        return messages
+    if messages and messages[0]["role"] == "system" and messages[0]["content"] != said:
+        raise InputError(
+            f"the first message is of the system, and the field {SYSTEM!r} says something else"
+        )
+    begins = messages[:1] == [{"role": "system", "content": said}]
+    return messages if begins else [{"role": "system", "content": said}, *messages]
 
 
 def _listed(value: object, name: str) -> list[Message]:
@@ -71,31 +85,38 @@ def _from_json(text: str, name: str) -> object:
 
 
 def _message(message: object, where: str) -> Message:
-    """A message with role and content, which may be called from and value."""
+    """A message with role and content, which may be called from and value; the role as we call it,
+    whatever its case.
+    """
     if not isinstance(message, dict):
         raise InputError(f"{where} is {shown(message)}, allowed is an object with role and content")
-    if "role" not in message and "from" in message:
-        role = message["from"]
-        role = ROLES.get(role, role) if isinstance(role, str) else role
-        message = {**message, "role": role}
-        del message["from"]
-    if "content" not in message and "value" in message:
-        message = {**message, "content": message["value"]}
-        del message["value"]
+    found = dict(message)
     for name, other in (("role", "from"), ("content", "value")):
-        if name not in message:
+        if name not in found and other not in found:
             fields = ", ".join(map(str, message)) or "none"
             raise InputError(f"{where} has no {name!r} or {other!r}; its fields are {fields:.200}")
-    return message
+        if found.get(name) is None and other in found:  # null where rows of both kinds are a table
+            found[name] = found.pop(other)
+    role = found["role"]
+    known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+    if known is None:
+        raise InputError(
+            f"{where} has the role {shown(role)}, allowed are user, {ANSWERS}, system, developer, "
+            "tool and function"
+        )
+    return {**found, "role": known}
 
 
 def _exchange(row: Mapping[str, Any], names: list[str]) -> list[Message]:
-    asked, *more, answered = names
-    texts = [_text(row, name) for name in (asked, *more)]
+    answers = [name for name in names if _plain(name) in ANSWERED]
+    if len(answers) > 1:
+        listed = " and ".join(map(repr, answers))
+        raise InputError(f"{listed} are both answers: rename one, or leave it out")
+    texts = [_text(row, name) for name in names if name not in answers]
     question = "\n\n".join(text for text in texts if text.strip())
     return [
         {"role": "user", "content": question},
-        {"role": ANSWERS, "content": _text(row, answered)},
+        {"role": ANSWERS, "content": _text(row, answers[0])},
     ]
 
 

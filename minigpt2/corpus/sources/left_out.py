@@ -12,7 +12,7 @@ from pathlib import Path
 from .files import suffixes_of
 
 FOLDER = "folder"
-MOST_KINDS = 8  # that are listed one by one
+MOST_KINDS = 20  # that are listed one by one
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,13 @@ def row_chunks(
 ) -> Iterator[Chunk]:
     """The texts of rows: the field of this name, a prompt and its completion, or a chat."""
     for number, row in rows:
+        if type(row) is list and row and type(row[0]) is dict:
+            row = {LISTS[0]: row}
         prompt, body, name = "", row, field
         if isinstance(row, dict):
             columns = columns_of(row, field)
+            if columns == (field,) and not row[field]:  # what else is there?
+                columns = columns_of([name for name in row if name != field], field) or columns
             if is_chat(row, columns, field):
                 yield from _chat_chunks(file, (number, row), columns, chat)
                 continue
@@ -65,7 +69,7 @@ def row_chunks(
             elif columns:
                 prompt, body, name = row["prompt"], row["completion"], "completion"
             else:
-                raise _no_field(f"{file.label}:row {number}", field, row)
+                raise _no_field(file, number, field, row)
         elif not isinstance(row, str):
             kind = JSON_KINDS[type(row)]
             raise NoRowsError(
@@ -97,9 +101,10 @@ def _chat_chunks(
     file: UnpackedFile, row: Row, columns: tuple[str, ...], chat: ChatTemplate
 ) -> Iterator[Chunk]:
     number, values = row
-    if type(values[columns[0]]) is dict:  # such as the texts of a program, by language
+    name = columns[-1]
+    if type(values[name]) is dict and name in LISTS:  # such as the texts of a program, by language
         raise NoRowsError(
-            f"{file.label}:row {number}: {columns[0]!r} is an object, allowed is a list of messages"
+            f"{file.label}:row {number}: {name!r} is an object, allowed is a list of messages"
         )
     try:
         parts = chat.parts(messages_of(values, columns))
@@ -132,13 +137,15 @@ def _checked(value: object, file: UnpackedFile, row: int, name: str) -> str:
     return value
 
 
-def _no_field(where: str, field: str, names: Iterable[str]) -> NoRowsError:
-    listed = ", ".join(names)
+def _no_field(file: UnpackedFile, row: int, field: str, names: Iterable[str]) -> NoRowsError:
+    listed = ", ".join(name if name == name.strip() else repr(name) for name in names)
     listed = listed if len(listed) <= 200 else f"{listed[:200]}..."
+    several = ", or several with csv_columns" * (suffixes_of(file.label)[0] in TABLES)
     return NoRowsError(
-        f"{where} has no field {field!r}; its fields are {listed or 'none'}: name one with "
+        f"{file.label}:row {row} has no field {field!r}; its fields are {listed or 'none'}: name "
+        f"one with text_field{several}",
         "text_field",
-        "text_field",
+        "csv_columns",
     )
 
 
@@ -445,15 +452,17 @@ def _text_columns(file: UnpackedFile, schema: Any, field: str) -> list[str]:
     from pyarrow import types
 
     columns = columns_of(schema.names, field)
+    if columns == (field,):  # where that is null, others count
+        columns += columns_of([name for name in schema.names if name != field], field)
     if not columns:
-        raise _no_field(f"{file.label}:row 1", field, schema.names)
+        raise _no_field(file, 1, field, schema.names)
     for name in columns:
         kind = schema.field(name).type
         if types.is_list(kind) or types.is_large_list(kind):
             continue  # of messages, or refused row by row
         kind = kind.value_type if types.is_dictionary(kind) else kind
         tests = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
-        if not any(test(kind) for test in tests):
+        if not any(test(kind) for test in tests) and (name == field or field not in columns):
             raise InputError(f"{file.label}:row 1 has {kind} in {name!r}, allowed is a string")
     return list(columns)
 

@@ -114,6 +114,8 @@ class Walk:
         for entry in _named(place, entries, part):
             if entry.why_not and not (entry.why_not == HIDDEN and part.startswith(".")):
                 self._leave_out(entry)
+            elif entry.is_folder and entry.path.is_symlink() and _leads_up(entry.path):
+                self._left_out.add(entry.path, LOOP, "link")
             elif not rest:
                 yield entry.path
             elif entry.is_folder:

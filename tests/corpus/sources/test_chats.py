@@ -36,6 +36,18 @@ KINDS = {
         {"instruction": "Find it.", "input": "A map", "output": TOLD},
         f"{USER}Find it.\n\nA map{END}{ASSISTANT}",
     ),
+    "case and blanks": ({"Question": "Where is “it”?", " ANSWER ": TOLD}, ASKED),
+    "prompt": ({"prompt": "Where is “it”?", "response": TOLD}, ASKED),
+    "roles": (
+        {"messages": [{**MESSAGES[0], "role": "Human"}, {"from": "BOT", "value": TOLD}]},
+        ASKED,
+    ),
+    "null text": ({"text": None, "messages": MESSAGES}, ASKED),
+    "empty text": ({"text": "", "question": "Where is “it”?", "answer": TOLD}, ASKED),
+    "input and response": (
+        {"instruction": "Find it.", "input": "A map", "response": TOLD},
+        f"{USER}Find it.\n\nA map{END}{ASSISTANT}",
+    ),
     "empty input": ({"instruction": "Where is “it”?", "input": "", "output": TOLD}, ASKED),
     "context": (
         {"instruction": "Find it.", "context": "A map", "response": TOLD, "category": "x"},
@@ -52,7 +64,8 @@ def parquet(row):
 
 
 def in_table(row):
-    return [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in row.values()]
+    values = ["" if value is None else value for value in row.values()]
+    return [v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values]
 
 
 FORMATS = {
@@ -114,6 +127,11 @@ def test_a_chat_of_no_messages_is_an_empty_document(tmp_path):
         assert (chunk.text, chunk.is_last) == ("", True)
 
 
+def test_a_row_may_be_a_list_of_messages_itself(tmp_path):
+    source = write(tmp_path, "a.jsonl", json.dumps(MESSAGES))
+    assert turns_of(source) == [(ASKED, True), (TOLD, False)]
+
+
 def test_text_and_prompts_with_completions_go_before_chats():
     row = {"text": "t", "prompt": "p", "completion": "c", "messages": MESSAGES}
     assert chat_fields(row) == ("messages",)
@@ -124,11 +142,17 @@ def test_text_and_prompts_with_completions_go_before_chats():
         "prompt",
         "completion",
     )
-    assert columns_of({"question": 1, "response": 2, "instruction": 3}, "text") == (
-        "instruction",
-        "response",
-    )
-    assert columns_of({"question": 1, "output": 2}, "text") == ()
+    all_of_it = {
+        "answer": 1,
+        "context": 2,
+        "input": 3,
+        "question": 4,
+        "instruction": 5,
+        "System": 6,
+    }
+    expected = ("System", "instruction", "question", "input", "context", "answer")
+    assert columns_of(all_of_it, "text") == expected
+    assert columns_of({"question": 1, "reply": 2}, "text") == ()
 
 
 BAD = [
@@ -142,9 +166,22 @@ BAD = [
     ),
     (
         {"conversations": [{"from": "human"}]},
-        "message 1 of 'conversations' has no 'content' or 'value'; its fields are role",
+        "message 1 of 'conversations' has no 'content' or 'value'; its fields are from",
     ),
-    ({"conversations": [{"from": 3, "value": "x"}]}, "message 1 has the role 3, expected a word"),
+    (
+        {"conversations": [{"from": 3, "value": "x"}]},
+        "message 1 of 'conversations' has the role 3, allowed are user, assistant, system",
+    ),
+    ({"messages": [{"role": "narrator", "content": "x"}]}, ".* the role 'narrator', allowed are"),
+    (
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]},
+        "message 1 has tool_calls, which our chat template cannot write",
+    ),
+    ({"question": "?", "answer": "a", "output": "b"}, "'output' and 'answer' are both answers"),
+    (
+        {"system": "a", "messages": [{"role": "system", "content": "b"}]},
+        "the first message is of the system, and the field 'system' says something else",
+    ),
     ({"messages": [{"role": "user", "content": 1}]}, "message 1 has the content 1, expected a tex"),
     ({"question": ["x"], "answer": "y"}, "'question' is \\['x'\\], allowed is a string"),
     ({"question": "\ud800", "answer": "y"}, "message 1 has \\\\ud800, half a character"),

@@ -185,3 +185,14 @@ def test_a_run_goes_on_though_its_folder_lies_among_its_texts(tmp_path, monkeypa
             assert [source.label for source in found.sources] == ["a.txt"]
     with pytest.raises(NotFoundError, match="has no"):
         find_sources(["out/run"])  # nothing that this version writes
+
+
+def test_a_glob_follows_no_link_to_a_folder_that_it_lies_in(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.txt").write_text("a")
+    (tmp_path / "in" / "loop").symlink_to("..")
+    for pattern, found in (("in/*", ["in/a.txt"]), ("in/*/*", []), ("in/**", ["in/a.txt"])):
+        left_out = Tally()
+        matches = Walk(left_out).matches(tmp_path / pattern)
+        assert [match.relative_to(tmp_path).as_posix() for match in matches] == found
+        assert [(left.kind, left.reason) for left in left_out.all()] == [("link", LOOP)]
