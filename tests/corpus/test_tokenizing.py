@@ -401,6 +401,7 @@ INTERRUPTED = """
         from minigpt2.cli.corpus import run
 
         tokenizing.ENOUGH_FOR_PROCESSES, tokenizing.BATCH_CHARACTERS = 0, 500
+        tokenizing.NOTICE_SECONDS = 600  # a busy machine
         sys.exit(run([text, "--preset", "nano", "--workers", "2"]))
     elif moment == "importing":
         reach()
