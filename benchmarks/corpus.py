@@ -125,7 +125,7 @@ def write_text(path: Path, megabytes: float) -> None:
 
 
 def _row(line: str) -> str:
-    return json.dumps({"text": line}, ensure_ascii=False) + "\n"
+    return json.dumps({"text": line}, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def documents_of(path: Path) -> list[str]:

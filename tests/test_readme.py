@@ -96,10 +96,10 @@ def test_ci_installs_and_tests_as_the_readme_says():
 
 
 def one_answer():
-    """An `input` that is answered once and then ends."""
+    """A stdin with one line."""
     answers = ["The lamp"]
 
-    def answer(_prompt):
+    def answer():
         if not answers:
             raise EOFError
         return answers.pop()
@@ -127,7 +127,7 @@ def test_the_documented_commands_work(line, workplace, capsys, monkeypatch):
     if "--resume" in argv:
         first = [flag for flag in argv if flag != "--resume"]
         assert run_here(capsys, script, "--data", "my.txt", *first).code == 0
-    monkeypatch.setattr("builtins.input", one_answer())
+    monkeypatch.setattr("minigpt2.cli.prompts._line", one_answer())
     result = run_here(capsys, script, *argv)
     assert result.code == 0, result.err
 

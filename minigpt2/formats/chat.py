@@ -272,8 +272,8 @@ def _compiled(source: str) -> Template:
     def refuse(message: str) -> NoReturn:
         raise InputError(message)
 
-    def as_json(value: object, **how: Any) -> str:
-        return json.dumps(value, **{"ensure_ascii": False, "allow_nan": False, **how})
+    def as_json(value: object, ensure_ascii: bool = False, **how: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, allow_nan=False, **how)
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]

@@ -45,13 +45,13 @@ def typed(monkeypatch, *questions):
     """Let these be typed at the prompt."""
     said = iter(questions)
 
-    def ask(_prompt):
+    def ask():
         try:
             return next(said)
         except StopIteration:
             raise EOFError from None
 
-    monkeypatch.setattr("builtins.input", ask)
+    monkeypatch.setattr("minigpt2.cli.prompts._line", ask)
 
 
 def trained(capsys, tmp_path, model, *more, n_turns=2):

@@ -439,13 +439,13 @@ def test_at_a_terminal_ctrl_c_stops_the_answer_and_history_is_kept(model, tmp_pa
 def test_the_same_prompt_gets_another_answer_when_it_is_asked_again(capsys, model, monkeypatch):
     answers = iter(["The", "", "The"])
 
-    def ask(_prompt):
+    def ask():
         try:
             return next(answers)
         except StopIteration:
             raise EOFError from None
 
-    monkeypatch.setattr("builtins.input", ask)
+    monkeypatch.setattr("minigpt2.cli.prompts._line", ask)
     result = sample(capsys, model, "--interactive", "--max-new-tokens", 9)
     assert result.code == 0
     expected = [
@@ -463,7 +463,7 @@ def test_the_same_prompt_gets_another_answer_when_it_is_asked_again(capsys, mode
 def test_an_error_in_one_answer_does_not_end_the_conversation(capsys, model, monkeypatch):
     answers = iter(["a", "The"])
 
-    def ask(_prompt):
+    def ask():
         try:
             return next(answers)
         except StopIteration:
@@ -474,7 +474,7 @@ def test_an_error_in_one_answer_does_not_end_the_conversation(capsys, model, mon
         raise InputError("no token is left")
 
     monkeypatch.setattr(BannedTexts, "mask", broken_once)
-    monkeypatch.setattr("builtins.input", ask)
+    monkeypatch.setattr("minigpt2.cli.prompts._line", ask)
     result = sample(capsys, model, "--interactive", "--max-new-tokens", 3, "--ban", "x")
     assert result.code == 0 and "error: no token is left" in result.err
     assert "The" in result.out

@@ -112,7 +112,10 @@ REFUSED_TRAINING = [
     ("--data {tmp}/empty.txt --model {model}", "empty.txt"),
     ("--data {tmp}/rows.jsonl --model {model}", "rows.jsonl:row 1 has no field 'text'"),
     ("--data {tmp}/rows.jsonl --text-field n --model {model}", "a number in 'n'"),
-    ("--data {text} --model {model} --mask-prompt", "--mask-prompt: no row has the fields prompt"),
+    (
+        "--data {text} --model {model} --mask-prompt",
+        "--mask-prompt: no row is a chat, or has the fields prompt",
+    ),
     ("--data {text} --model {model} --document-separator=", "--document-separator is empty"),
     ("--data {text} --model {model} --min-characters -1", "--min-characters is -1"),
     ("--data {text} --model {model} --min-characters 999999", "--min-characters"),
