@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain, groupby, islice
 from multiprocessing.context import SpawnContext
 from pathlib import Path
 from types import ModuleType
@@ -200,7 +200,11 @@ def cut_at_words(
     least = 2 * longest + last.margin
     held, n_held, enough = list[str](), 0, least  # what has no place to cut
     slices = (chunk[at : at + size] for chunk in chunks for at in range(0, len(chunk), size))
-    for part in slices:
+    begun = list(islice(slices, 2))
+    if len(begun) == 1:  # as most rows: no need to cut
+        yield begun[0]
+        return
+    for part in chain(begun, slices):
         before = "".join(held[-last.context :])[-last.context :]
         seen = before + part
         # Sought from behind in vain, it would take ten times the time.
