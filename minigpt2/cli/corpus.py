@@ -18,6 +18,7 @@ from ..training.options import TrainConfig
 from .console import run_script
 
 if TYPE_CHECKING:
+    from ..corpus.prepared import Corpus
     from ..tokenizer import Tokenizer
 
 logger = logging.getLogger("corpus")
@@ -36,22 +37,13 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def main(options: CorpusOptions) -> int:
     """Prepare a text and print what is in it: python -m minigpt2.corpus PATHS"""
-    from ..corpus.prepared import prepare
     from ..corpus.sources.find import require_local
     from ..corpus.survey import report_text, survey
-    from ..corpus.tokenizing import default_workers
 
     raise_on_signals()
     require_local([*options.paths, *options.val_data], options.text)
     tokenizer = _tokenizer_of(options)
-    corpus = prepare(
-        options.paths,
-        tokenizer,
-        val_paths=options.val_data,
-        val_fraction=options.val_fraction,
-        text=options.text,
-        workers=options.workers or default_workers(),
-    )
+    corpus = _prepared(options, tokenizer)
     found = survey(corpus, tokenizer, special_tokens=options.text.special_tokens)
     steps, sentence = _training_ahead(options, len(corpus.train.tokens))
     report = {**asdict(found), **steps}
@@ -62,7 +54,6 @@ def main(options: CorpusOptions) -> int:
 
 def train(options: VocabularyOptions) -> int:
     """Train a vocabulary on a text, write it, and print what is in the text with it."""
-    from ..corpus.prepared import prepare
     from ..corpus.sources.find import require_local
     from ..corpus.survey import report_text, survey
     from ..corpus.tokenizing import default_workers
@@ -77,26 +68,33 @@ def train(options: VocabularyOptions) -> int:
 
     raise_on_signals()
     assert options.out is not None, "the options want it"
-    out, workers = Path(options.out), options.workers or default_workers()
+    out = Path(options.out)
     require_trainer()
     require_empty(out)
     require_local([*options.paths, *options.val_data], options.text)
-    in_gpt2s = prepare(
-        options.paths,
-        Tokenizer.gpt2(),
-        val_paths=options.val_data,
-        val_fraction=options.val_fraction,
-        text=options.text,
-        workers=workers,
-    )
+    in_gpt2s = _prepared(options, Tokenizer.gpt2())
     tokenizer = own_vocabulary(in_gpt2s, options.vocab_size)
-    corpus = in_own_vocabulary(in_gpt2s, tokenizer, workers=workers)
+    corpus = in_own_vocabulary(in_gpt2s, tokenizer, workers=options.workers or default_workers())
     found = survey(corpus, tokenizer, special_tokens=options.text.special_tokens)
     write_folder(tokenizer, out)
     logger.info("%s: a vocabulary of %s tokens", out, f"{tokenizer.vocab_size:,}")
     report = {**asdict(found), "vocab_size": tokenizer.vocab_size}
     print(_json_line(report) if options.json else report_text(found))
     return 0
+
+
+def _prepared(options: CorpusOptions | VocabularyOptions, tokenizer: Tokenizer) -> Corpus:
+    from ..corpus.prepared import prepare
+    from ..corpus.tokenizing import default_workers
+
+    return prepare(
+        options.paths,
+        tokenizer,
+        val_paths=options.val_data,
+        val_fraction=options.val_fraction,
+        text=options.text,
+        workers=options.workers or default_workers(),
+    )
 
 
 def _json_line(value: object) -> str:

@@ -25,6 +25,7 @@ from .flags import Given
 from .prompts import asked, read_prompts
 
 if TYPE_CHECKING:
+    from ..decoding.chat import Conversation
     from ..decoding.drafters import DrafterFactory
     from ..decoding.text import Completion
     from ..model import GPT2
@@ -97,18 +98,27 @@ def write_stream(
     options: SampleOptions,
     drafters: DrafterFactory,
     row: int = 0,
+    conversation: Conversation | None = None,
 ) -> None:
     """Write the prompt and its continuation as it grows; after Ctrl-C what was written stays, and
-    the line ends.
+    the line ends. In a conversation the answer alone is written, and remembered.
     """
     from ..decoding.text import stream_text
 
     how = {**decoding(options), "row": row, "drafter": drafters.of(row)}
-    write(prompt)
+    asked_for = conversation.ask(prompt) if conversation else prompt
+    if conversation is None:
+        write(prompt)
+    elif end := tokenizer.chat.end_of_answer:
+        how["stop"] = [*how["stop"], end]
+    answer = ""
     try:
-        for piece in stream_text(model, tokenizer, prompt, **how):
+        for piece in stream_text(model, tokenizer, asked_for, **how):
+            answer += piece
             write(piece)
     finally:
+        if conversation:
+            conversation.answered(answer)
         write("\n")
 
 
@@ -167,51 +177,22 @@ def converse(
     prompt gets another answer when it is asked again. A model with a chat template remembers what
     was said.
     """
-    answer = write_stream
+    from ..decoding.chat import Conversation
+
+    conversation = None
     if tokenizer.has_chat_template:
-        answer = Turns(model, tokenizer, options).write_answer
+        sizes = {"block_size": model.config.block_size, "max_new_tokens": options.max_new_tokens}
+        conversation = Conversation(tokenizer, **sizes)
+        logger.info("%s was trained on chats: what is asked is remembered", options.model)
     for number, prompt in zip(count(), asked()):
         try:
-            answer(model, tokenizer, prompt, options, drafters, row=number)
+            write_stream(
+                model, tokenizer, prompt, options, drafters, row=number, conversation=conversation
+            )
         except KeyboardInterrupt:
             continue
         except InputError as problem:
             print(f"error: {explain(problem)}", file=sys.stderr)
-
-
-class Turns:
-    """A conversation whose answers are written to stdout as they grow."""
-
-    def __init__(self, model: GPT2, tokenizer: Tokenizer, options: SampleOptions) -> None:
-        from ..decoding.chat import Conversation
-
-        sizes = {"block_size": model.config.block_size, "max_new_tokens": options.max_new_tokens}
-        self._conversation = Conversation(tokenizer, **sizes)
-        logger.info("%s was trained on chats: what is asked is remembered", options.model)
-
-    def write_answer(
-        self,
-        model: GPT2,
-        tokenizer: Tokenizer,
-        prompt: str,
-        options: SampleOptions,
-        drafters: DrafterFactory,
-        row: int = 0,
-    ) -> None:
-        """Write the answer as it grows; what was written is remembered, also after Ctrl-C."""
-        from ..decoding.text import stream_text
-
-        how = {**decoding(options), "row": row, "drafter": drafters.of(row)}
-        if end := tokenizer.chat.end_of_answer:
-            how["stop"] = [*how["stop"], end]
-        ids, answer = self._conversation.ask(prompt), ""
-        try:
-            for piece in stream_text(model, tokenizer, ids, **how):
-                answer += piece
-                write(piece)
-        finally:
-            self._conversation.answered(answer)
-            write("\n")
 
 
 def write(text: str) -> None:

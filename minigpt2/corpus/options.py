@@ -137,10 +137,7 @@ class CorpusOptions:
     text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
-        if not self.paths:
-            raise InputError("no path is given: name at least one file, folder or glob of text")
-        check_field(self, "val_fraction", 0 <= self.val_fraction < 1, "from 0 to below 1")
-        check_field(self, "workers", self.workers is None or self.workers >= 1, "1 or more")
+        _check_text_and_shares(self)
         check_one_source(self)
 
     @property
@@ -174,17 +171,24 @@ class VocabularyOptions:
     text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
-        if not self.paths:
-            raise InputError("no path is given: name at least one file, folder or glob of text")
+        _check_text_and_shares(self)
         if not self.out:
             raise OptionError("out is missing: name the folder to write", "out")
         size = FEWEST_TOKENS <= self.vocab_size <= MOST_TOKENS
         check_field(self, "vocab_size", size, f"{FEWEST_TOKENS} to {MOST_TOKENS}")
-        check_field(self, "val_fraction", 0 <= self.val_fraction < 1, "from 0 to below 1")
-        check_field(self, "workers", self.workers is None or self.workers >= 1, "1 or more")
+
+
+def _check_text_and_shares(options: CorpusOptions | VocabularyOptions) -> None:
+    """Raise InputError without a path, and for a share or a number of processes that none is."""
+    if not options.paths:
+        raise InputError("no path is given: name at least one file, folder or glob of text")
+    share, workers = options.val_fraction, options.workers
+    check_field(options, "val_fraction", 0 <= share < 1, "from 0 to below 1")
+    check_field(options, "workers", workers is None or workers >= 1, "1 or more")
 
 
 def check_one_source(options: Any) -> None:
+    """Raise InputError where a preset and a model are both given."""
     if options.preset and options.model is not None:
         raise InputError(
             f"--preset {options.preset} and --model {options.model} are both given: choose one"

@@ -98,10 +98,9 @@ def specify(options: TrainOptions, run: RunFolder, device: torch.device, world: 
         require_local([*options.data, *options.val_data])
     precision = Precision(device, pick_dtype(options.dtype, device, training=True))
     start = run.newest() if options.resume and run.checkpoints() else None
-    if options.train_vocabulary and not start:
-        require_trainer()
     origin, in_gpt2s = Origin(options, start, find_base(options, start, world)), None
     if options.train_vocabulary and not start:
+        require_trainer()
         in_gpt2s = read_text(options, Tokenizer.gpt2(), world)
         origin = replace(origin, vocabulary=trained_vocabulary(options, in_gpt2s, world))
     model, tokenizer = without_weights(origin), tokenizer_of(origin)
