@@ -35,6 +35,9 @@ class TextConfig:
     csv_delimiter: str | None = None
     """What stands between the columns of .csv and .tsv files, one character or \\t. Default: tabs
     in .tsv; in .csv the comma, semicolon, tab or | by which the header names the text."""
+    csv_plain_quotes: bool = False
+    """Read quotes in .csv and .tsv files as text: no field stands in quotes, and none holds a
+    delimiter or a line end. Default: quotes stand around fields."""
     document_separator: str | None = None
     """Where one document ends and the next begins inside a text file; \\n, \\t, \\r and \\\\ are
     understood. Default: a file is one document."""

@@ -244,8 +244,8 @@ def _warn_of_idle_settings(sources: Sequence[Source], text: TextConfig) -> None:
         logger.warning("--text-field changes nothing: no file has rows with fields")
     elif has_field and text.columns and kinds.count("rows") == len(tables):
         logger.warning("--text-field changes nothing: --csv-columns names what is read")
-    for name in ("csv_columns", "csv_delimiter"):
-        if getattr(text, name) is not None and not tables:
+    for name in ("csv_columns", "csv_delimiter", "csv_plain_quotes"):
+        if getattr(text, name) != getattr(DEFAULT, name) and not tables:
             logger.warning(f"{flag(name)} changes nothing: no file is .csv or .tsv")
     if text.document_separator is not None and "text" not in kinds:
         logger.warning(

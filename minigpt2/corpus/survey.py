@@ -103,7 +103,10 @@ def report_text(found: Survey) -> str:
     share = found.held_out_tokens / max(1, found.tokens)
     per_token = 1 / max(1e-9, found.tokens_per_character)
     lengths = ", ".join(f"{name} {value:,}" for name, value in found.lengths.items())
-    left_out = reasons_in_words(found.left_out)
+    left_out = [
+        f"{reason}: {_shortened(example)}"
+        for reason, example in reasons_in_words(found.left_out).items()
+    ]
     lines = [
         ("files", visible(numbers_in_words(found.files))),
         *(("left out" * (not n), visible(reason)) for n, reason in enumerate(left_out)),

@@ -49,10 +49,10 @@ def test_the_report_counts_what_was_taken_and_what_was_not(tmp_path, capsys, mon
         assert module.main(CorpusOptions(**named)) == 0
         shown = capsys.readouterr().out.splitlines()
         assert shown[1].split(maxsplit=1) == ["files", "3 .txt, 1 .log, 1 .md, 1 .rst"]
-        assert shown[2].split(maxsplit=2)[2] == (
-            "1 .\\x1b[2j, 1 .jpg, 1 .png (no suffix of text; a glob takes what is text)"
-        )
-        assert shown[3].strip() == "1 without suffix (hidden)"
+        kinds, example = shown[2].split(maxsplit=2)[2].rsplit(": ", 1)
+        assert kinds == "1 .\\x1b[2j, 1 .jpg, 1 .png (no suffix of text; a glob takes what is text)"
+        assert example == "f\\x1b[2J.\\x1b[2J"
+        assert shown[3].strip() == "1 without suffix (hidden): .e"
     module.main(CorpusOptions(**named, json=True))
     report = json.loads(capsys.readouterr().out)
     assert report["files"] == {".txt": 3, ".md": 1, ".log": 1, ".rst": 1}

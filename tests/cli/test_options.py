@@ -237,7 +237,7 @@ TEXT_FLAGS = {
     **dict.fromkeys(["normalize_unicode", "normalize_newlines", "duplicates"], ALWAYS),
     **dict.fromkeys(["remove_control_characters", "min_characters"], ALWAYS),
     **dict.fromkeys(["text_field", "document_separator", "special_tokens"], SITUATION),
-    **dict.fromkeys(["csv_columns", "csv_delimiter"], SITUATION),
+    **dict.fromkeys(["csv_columns", "csv_delimiter", "csv_plain_quotes"], SITUATION),
 }
 HELD_OUT = [(["--val-data", "y"], "--val-data is what is held out")]
 TRAIN_FLAGS = {

@@ -291,6 +291,8 @@ SAID_OF_TABLES = [  # files, options, what is said
     ({"a.csv": ";"}, {"csv_columns": "n,text"}, ["by ';' in 1 file, such as a.csv"]),
     ({"a.jsonl": ","}, {"csv_columns": "text"}, [f"--csv-columns changes nothing: {NO_TABLE}"]),
     ({"a.txt": ","}, {"csv_delimiter": ";"}, [f"--csv-delimiter changes nothing: {NO_TABLE}"]),
+    ({"a.txt": ","}, {"csv_plain_quotes": True},
+     [f"--csv-plain-quotes changes nothing: {NO_TABLE}"]),
     ({"a.csv": ","}, {"csv_columns": "n", "text_field": "b"},
      ["--text-field changes nothing: --csv-columns names what is read"]),
     ({"a.csv": ",", "a.jsonl": ","}, {"csv_columns": "n", "text_field": "text"}, []),

@@ -249,7 +249,7 @@ def _begins_as_text(source: Source, left_out: Tally) -> bool:
 
 def _nothing(path: Path, given: str | Path, is_folder: bool, left_out: Tally) -> NotFoundError:
     """What to say of a path that leads to no text."""
-    reasons = "; ".join(reasons_in_words(left_out.all())[:MOST_REASONS])
+    reasons = "; ".join(list(reasons_in_words(left_out.all()))[:MOST_REASONS])
     left = f"; left out: {reasons}" * bool(reasons)
     if is_folder:
         suffixes = ", ".join(TEXT + ROWS + PAPERS)

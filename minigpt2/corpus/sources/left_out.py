@@ -71,12 +71,17 @@ def numbers_in_words(numbers: Mapping[str, int]) -> str:
     return ", ".join(parts)
 
 
-def reasons_in_words(left_out: Iterable[LeftOut]) -> list[str]:
-    """One line for each reason: "4 .png, 1 folder (hidden)"."""
+def reasons_in_words(left_out: Iterable[LeftOut]) -> dict[str, str]:
+    """One line for each reason, "4 .png, 1 folder (hidden)", and the path of one such entry."""
     by_reason: dict[str, dict[str, int]] = {}
+    examples: dict[str, str] = {}
     for left in left_out:
         by_reason.setdefault(left.reason, {})[left.kind] = left.count
-    return [f"{numbers_in_words(kinds)} ({reason})" for reason, kinds in by_reason.items()]
+        examples.setdefault(left.reason, left.example)
+    return {
+        f"{numbers_in_words(kinds)} ({reason})": examples[reason]
+        for reason, kinds in by_reason.items()
+    }
 
 
 def _plural(kind: str, number: int) -> str:

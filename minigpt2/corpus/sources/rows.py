@@ -69,7 +69,9 @@ def row_chunks(
             elif columns:
                 prompt, body, name = row["prompt"], row["completion"], "completion"
             else:
-                raise _no_field(file, number, field, row)
+                lists = [name for name, value in row.items() if _holds_objects(value)]
+                rows_in = [name for name in lists if columns_of(row[name][0], field)]
+                raise _no_field(file, number, field, row, rows_in)
         elif not isinstance(row, str):
             kind = JSON_KINDS[type(row)]
             raise NoRowsError(
@@ -93,7 +95,7 @@ def is_chat(row: dict[str, Any], columns: tuple[str, ...], field: str) -> bool:
         value = row[field]
         if field in LISTS:
             return type(value) is list or (type(value) is str and value.lstrip().startswith("["))
-        return type(value) is list and bool(value) and type(value[0]) is dict
+        return _holds_objects(value)
     return columns not in ((), PAIR)
 
 
@@ -137,16 +139,26 @@ def _checked(value: object, file: UnpackedFile, row: int, name: str) -> str:
     return value
 
 
-def _no_field(file: UnpackedFile, row: int, field: str, names: Iterable[str]) -> NoRowsError:
+def _no_field(
+    file: UnpackedFile, row: int, field: str, names: Iterable[str], rows_in: Sequence[str] = ()
+) -> NoRowsError:
+    """An error that says which fields there are; those of `rows_in` are lists of rows."""
     listed = ", ".join(name if name == name.strip() else repr(name) for name in names)
     listed = listed if len(listed) <= 200 else f"{listed[:200]}..."
-    several = ", or several with csv_columns" * (suffixes_of(file.label)[0] in TABLES)
+    cure = "name one with text_field"
+    if suffixes_of(file.label)[0] in TABLES:
+        cure += ", or several with csv_columns"
+    elif rows_in:
+        cure = f"the rows seem to be in {rows_in[0]!r}; save that list alone as a .json file"
     return NoRowsError(
-        f"{file.label}:row {row} has no field {field!r}; its fields are {listed or 'none'}: name "
-        f"one with text_field{several}",
+        f"{file.label}:row {row} has no field {field!r}; its fields are {listed or 'none'}: {cure}",
         "text_field",
         "csv_columns",
     )
+
+
+def _holds_objects(value: object) -> bool:
+    return type(value) is list and bool(value) and type(value[0]) is dict
 
 
 def _json_lines(file: UnpackedFile, _: TextConfig) -> Iterator[Row]:
@@ -312,7 +324,7 @@ def _detected(read: list[str], lines: Iterator[str], text: TextConfig) -> str:
     """The delimiter of a header; the lines looked at are added to those read."""
     most, best = 1, ","
     for delimiter in DELIMITERS:
-        header = _header(_again(read, lines), delimiter)
+        header = _header(_again(read, lines), delimiter, text)
         if wanted_columns(header, text):
             return delimiter
         if len(header) > most:
@@ -330,27 +342,34 @@ def _again(read: list[str], lines: Iterator[str]) -> Iterator[str]:
         yield line
 
 
-def _header(lines: Iterator[str], delimiter: str) -> list[str]:
+def _header(lines: Iterator[str], delimiter: str, text: TextConfig) -> list[str]:
     """The names in the first row that is not blank; none if it cannot be read."""
     try:
-        return next(filter(None, csv.reader(lines, delimiter=delimiter, strict=True)), [])
+        return next(filter(None, csv.reader(lines, **_dialect(delimiter, text))), [])
     except csv.Error:
         return []
 
 
+def _dialect(delimiter: str, text: TextConfig) -> dict[str, Any]:
+    # Strict: otherwise a stray quote takes the rest of the file for one field, and loses itself.
+    quoting = csv.QUOTE_NONE if text.csv_plain_quotes else csv.QUOTE_MINIMAL
+    return {"delimiter": delimiter, "quoting": quoting, "strict": True}
+
+
 def _table_rows(file: UnpackedFile, text: TextConfig) -> Iterator[Row]:
     delimiter, lines = _opened_table(file, text)
-    # Strict: otherwise a stray quote takes the rest of the file for one field, and loses itself.
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    reader = csv.reader(lines, **_dialect(delimiter, text))
     header, places, number = None, [], 0
     while True:
         limit = csv.field_size_limit(FIELD_LIMIT)  # is one for all of the process
         try:
             row = next(reader, None)
         except csv.Error as problem:
-            raise InputError(
+            raise OptionError(
                 f"{file.label}:row {number + 1} cannot be read, near line {reader.line_num}: "
-                f'{problem}; quotes stand around whole fields, and "" for one inside'
+                f'{problem}; quotes stand around whole fields, and "" for one inside: where they '
+                "are text, give csv_plain_quotes",
+                "csv_plain_quotes",
             ) from problem
         finally:
             csv.field_size_limit(limit)
@@ -363,11 +382,14 @@ def _table_rows(file: UnpackedFile, text: TextConfig) -> Iterator[Row]:
             continue
         number += 1
         if len(row) != len(header):
+            quoted = f'put fields with {delimiter!r} in them in quotes ("...")'
+            if text.csv_plain_quotes:
+                quoted += " and take csv_plain_quotes away"
             raise OptionError(
                 f"{file.label}:row {number} has {len(row)} fields, its header has {len(header)}: "
-                f'put fields with {delimiter!r} in them in quotes ("..."), or name another '
+                f"{quoted}, or name another csv_delimiter",
                 "csv_delimiter",
-                "csv_delimiter",
+                "csv_plain_quotes",
             )
         if number == 1:
             places = _column_places(file.label, header, text)

@@ -39,9 +39,9 @@ def test_counts_in_words():
     many = {f".{n}": 30 - n for n in range(22)}
     assert numbers_in_words(many).endswith("11 .19, 19 of 2 other kinds")
     left = [
-        LeftOut("folder", "hidden", 2, ""),
-        LeftOut(".x", "r", 1, ""),
-        LeftOut(".y", "r", 1, ""),
+        LeftOut("folder", "hidden", 2, "a/.b"),
+        LeftOut(".x", "r", 1, "a.x"),
+        LeftOut(".y", "r", 1, "a.y"),
     ]
-    assert reasons_in_words(left) == ["2 folders (hidden)", "1 .x, 1 .y (r)"]
-    assert reasons_in_words([]) == []
+    assert reasons_in_words(left) == {"2 folders (hidden)": "a/.b", "1 .x, 1 .y (r)": "a.x"}
+    assert reasons_in_words([]) == {}

@@ -149,6 +149,13 @@ TABLES = [  # name, content, options, texts
     ("a.csv", "a,b,a\n1,2,3\n", {"csv_columns": "b,a"}, "a.csv:row 1 has 2 columns 'a': give"),
     ("a.csv", "a,b,a\n1,2,3\n", {"csv_columns": "b"}, ["2"]),
     ("a.jsonl", '{"text": "x", "a": "y"}', {"csv_columns": "a", "csv_delimiter": ";"}, ["x"]),
+    # quotes that are text
+    ("a.tsv", 'id\ttext\n1\t"a" b, "c\n', {"csv_plain_quotes": True}, ['"a" b, "c']),
+    ("a.tsv", '"text"\n""\n', {"csv_plain_quotes": True}, "its fields are \"text\":"),
+    ("a.csv", 'n;text\n"1;2"\n', {"csv_plain_quotes": True}, ['2"']),
+    ("a.csv", "text\na,b\n", {"csv_plain_quotes": True}, "a.csv:row 1 has 2 fields, its header "
+     "has 1: put fields with ',' in them in quotes (\"...\") and take csv_plain_quotes away, or "),
+    ("a.tsv", 'text\n"a" b\n', {}, "where they are text, give csv_plain_quotes"),
 ]  # fmt: skip
 
 
@@ -290,6 +297,12 @@ BAD_ROWS = [
     ("csv", "title,body\nx,y\n", NO_FIELD.format("csv", 1)),
     ("tsv", "title\tbody\nx\ty\n", NO_FIELD.format("tsv", 1)),
     ("parquet", parquet({"title": ["x"], "body": ["y"]}), NO_FIELD.format("parquet", 1)),
+    (
+        "json",
+        '{"n": 1, "data": [{"text": "x"}]}',
+        "are n, data: the rows seem to be in 'data'; save",
+    ),
+    ("json", '{"n": [{"k": "x"}], "m": [1]}', "are n, m: name one with text_field$"),
     ("jsonl", "{}", r"row 1 has no field 'text'; its fields are none: "),
     ("jsonl", json.dumps({"k" * 999: 1}), r"its fields are k{200}\.\.\.: "),
     ("jsonl", '{"text": "x"}\n{"text": 5}', r"row 2 has a number in 'text', allowed is a string"),
