@@ -312,6 +312,21 @@ class Tokenizer:
         ids = range(self.vocab_size if n_ids is None else n_ids)
         return [b"" if id == self.eot else self._bytes.get(id, b"") for id in ids]
 
+    def written_sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """How many bytes and how many characters each id adds to a text: (vocab_size,) int64 both.
+
+        A character counts where its first byte is, so the tokens of a text add up to its size,
+        whatever they cut.
+        """
+        import numpy as np
+
+        written = self.written_bytes()
+        n_bytes = np.array([len(token) for token in written], np.int64)
+        first = np.frombuffer(b"".join(written), np.uint8) & 0xC0 != 0x80
+        n_before = np.concatenate([np.zeros(1, np.int64), first.cumsum(dtype=np.int64)])
+        ends = n_bytes.cumsum()
+        return n_bytes, n_before[ends] - n_before[ends - n_bytes]
+
     @property
     def merged_size(self) -> int:
         """One more than the largest id of text without added words."""

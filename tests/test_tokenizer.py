@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import unicodedata
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,45 @@ def test_a_lone_surrogate_is_refused_with_its_position(text):
 def test_bytes_that_are_not_utf8_decode_to_replacement_characters():
     assert gpt2().decode([8582, 97]) == "\ufffd"
     assert gpt2().decode([8582, 97, 245]) == "🤗"
+
+
+# What ids add to a text
+
+
+@quick
+@given(texts, st.sampled_from(SIZES))
+def test_the_tokens_of_a_text_add_up_to_its_bytes_and_characters(text, vocab_size):
+    words = [" the ", "日本", "🤗a"]
+    for tokenizer in (gpt2(vocab_size), worded(vocab_size)):
+        n_bytes, n_characters = sizes_of(tokenizer)
+        assert len(n_bytes) == len(n_characters) == tokenizer.vocab_size
+        ids = tokenizer.encode("".join([text, *words, text]))
+        assert n_bytes[ids].sum() == 2 * len(text.encode()) + len("".join(words).encode())
+        assert n_characters[ids].sum() == 2 * len(text) + len("".join(words))
+
+
+@cache
+def worded(vocab_size):
+    """A tokenizer with added words."""
+    return gpt2(vocab_size).with_words([" lamp post", "🤗", "日本 naïve"])
+
+
+@cache
+def sizes_of(tokenizer):
+    return tokenizer.written_sizes()
+
+
+def test_every_id_adds_the_bytes_that_it_stands_for_but_end_of_text_and_unused_ids():
+    """Whatever is in front: here end-of-text is the first id, and ids are left out."""
+    found, id_of = gpt2(300), {"<s>": 0, "é✓": 401, "unused": 9}
+    tokens = [found.token_bytes(id) for id in range(299)]
+    tokenizer = Tokenizer(tokens, range(10, 309), id_of, "<s>")
+    n_bytes, n_characters = tokenizer.written_sizes()
+    written = tokenizer.written_bytes()
+    assert n_bytes.tolist() == [len(token) for token in written]
+    for token, n in zip(written, n_characters):  # whole characters, and the first bytes of others
+        assert n == sum(byte < 0x80 or byte >= 0xC0 for byte in token)
+    assert (n_bytes[0], n_bytes[350], n_bytes[401], n_characters[401]) == (0, 0, 5, 2)
 
 
 # Special tokens in a text

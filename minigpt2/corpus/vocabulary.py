@@ -20,8 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import InputError, OptionError
 from ..formats.vocabulary import BYTE_OF, END_OF_TEXT
 from ..system.files import sync
@@ -145,7 +143,7 @@ def bytes_per_token(file: TokenFile, tokenizer: Tokenizer, n_tokens: int | None 
     """How much text a token of a token file holds, end-of-text not counted; with `n_tokens`, of
     another one that has the same documents in so many tokens.
     """
-    lengths = np.array([len(token) for token in tokenizer.written_bytes()], np.int64)
+    lengths, _ = tokenizer.written_sizes()
     n_bytes, n_ends = 0, 0
     for start in range(0, len(file.tokens), BLOCK):
         ids = file.block(start, start + BLOCK)
