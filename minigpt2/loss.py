@@ -45,6 +45,13 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if not loss >= 700 else math.inf
 
 
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """A loss in nats a token as bits a byte of its text: unlike perplexity it can be compared where
+    tokenizers differ.
+    """
+    return loss / math.log(2) / bytes_per_token
+
+
 class _SummedLoss(torch.autograd.Function):
     """The gradient is known as soon as the loss is, so the forward pass computes both, chunk by
     chunk, and the backward pass hands it out.

@@ -1,6 +1,7 @@
 """Runs begun with an earlier version go on as if nothing had changed."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -42,3 +43,7 @@ def test_an_earlier_run_goes_on_to_the_losses_it_would_have_had(
         found = {name: getattr(line, name) for name in same}
         assert found == pytest.approx(same, abs=CLOSE)
     assert GPT2.from_pretrained(kind).config.block_size == 23
+    # the earlier version did not count bytes, and judged the same text
+    assert [line.step for line in lines if line.bits_per_byte is not None] == [8, 12]
+    figures = r"[\d,.]+, bits per byte \d\.\d{3} \(untuned [\d,.]+ and \d\.\d{3}\)"
+    assert re.search(f"best at step 12: val perplexity {figures}", result.err)

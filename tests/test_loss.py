@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt2.loss import perplexity, summed_loss
+from minigpt2.loss import bits_per_byte, perplexity, summed_loss
 
 C, V = 11, 29
 
@@ -122,6 +122,11 @@ def test_never_more_logits_than_allowed_exist(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "exp_", lambda self: sizes.append(self.numel()) or real(self))
     summed_loss(x, weight, targets, most=7 * V)
     assert sizes == [7 * V] * 5 + [5 * V]
+
+
+def test_a_guess_among_all_bytes_takes_eight_bits_and_longer_tokens_share_theirs():
+    assert bits_per_byte(math.log(256), 1) == pytest.approx(8, rel=1e-15)
+    assert bits_per_byte(math.log(2**20), 4) == pytest.approx(5, rel=1e-15)
 
 
 def test_perplexity_is_the_exponential_and_infinite_beyond_floats():

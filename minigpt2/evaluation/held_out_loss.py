@@ -1,4 +1,5 @@
-"""The held-out loss: the mean over the scored tokens of a text that was not trained on.
+"""The held-out loss: the mean over the scored tokens of a text that was not trained on, and how
+much text they stand for.
 
 Never changes the model, its mode, gradients or any random state.
 """
@@ -36,3 +37,18 @@ def mean_loss(
                 total += scorer(idx, targets).item()
     assert count, "an evaluation needs at least one scored token"
     return sum(world.gather(total)) / count
+
+
+def bytes_per_target(batches: Iterable[tuple[Tensor, Tensor]], n_bytes: Tensor) -> float:
+    """How many bytes of text a scored token stands for, over all batches that `mean_loss` takes.
+
+    `n_bytes` (V,) is what each id adds to a text. End-of-text, which adds nothing, counts as one of
+    the tokens, as its loss counts: so a loss per byte pays for where texts end too.
+    """
+    total = count = 0
+    for _, targets in batches:
+        scored = targets[targets != IGNORE]
+        total += int(n_bytes[scored].sum())
+        count += len(scored)
+    assert count, "an evaluation needs at least one scored token"
+    return total / count

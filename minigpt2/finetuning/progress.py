@@ -57,6 +57,8 @@ def evaluation_line(metrics: Metrics) -> str:
         f"val loss {metrics.val_loss:.4f}",
         f"perplexity {perplexity(metrics.val_loss):,.1f}",
     ]
+    if metrics.bits_per_byte is not None:
+        parts.append(f"bits per byte {metrics.bits_per_byte:.3f}")
     return " | ".join(parts)
 
 

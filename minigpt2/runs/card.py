@@ -23,7 +23,7 @@ from .record import (
     spread,
     untuned_of,
 )
-from .wording import clean, shown_perplexity, summary
+from .wording import BITS, clean, shown_bits, shown_perplexity, summary
 
 logger = logging.getLogger(__name__)
 MARK = re.compile(r"\n<!-- written by minigpt2, ([0-9a-f]{64}); it is left alone once edited -->\n")
@@ -111,7 +111,7 @@ def _front_matter(record: Record) -> str:
     ]
     best = best_of(evaluations(record.metrics))
     value = perplexity(best.val_loss) if best else None
-    if value is not None and value < 1e30:
+    if best and value is not None and value < 1e30:
         data = ", ".join(_names(record.info.data.paths))
         lines += [
             "model-index:",
@@ -127,6 +127,12 @@ def _front_matter(record: Record) -> str:
             "      name: perplexity per token",
             f"      value: {value:.4f}",
         ]
+        if best.bits_per_byte is not None:
+            lines += [
+                "    - type: bits_per_byte",
+                "      name: bits per byte of text",
+                f"      value: {best.bits_per_byte:.4f}",
+            ]
     return "\n".join(["---", *lines, "---"])
 
 
@@ -166,21 +172,24 @@ def _results(record: Record) -> str:
     kept = spread(judged, MOST_ROWS)
     if best and best not in kept:
         kept = sorted([*kept, best], key=lambda evaluation: evaluation.step)
+    has_bits = any(evaluation.bits_per_byte is not None for evaluation in kept)
     some = f", {len(kept)} of {len(judged):,} evaluations" if len(kept) < len(judged) else ""
     rows = [
         "## Results",
         "",
-        f"On the held-out text, per token{some}:",
+        f"On the held-out text, {'loss and perplexity ' * has_bits}per token{some}:",
         "",
-        "| step | loss (nats) | perplexity | |",
-        "|---:|---:|---:|---|",
+        f"| step | loss (nats) | perplexity |{' bits per byte |' * has_bits} |",
+        f"|---:|---:|---:|{'---:|' * has_bits}---|",
     ]
     for evaluation in kept:
         start = "untuned" if record.pretrained else "random weights"
         note = "**best**" if evaluation == best else start if evaluation == untuned else ""
         shown = shown_perplexity(evaluation.val_loss) if evaluation.finite else "not a number"
-        rows.append(f"| {evaluation.step:,} | {evaluation.val_loss:.4f} | {shown} | {note} |")
-    return "\n".join(rows)
+        bits = evaluation.bits_per_byte
+        more = f" {'' if bits is None else shown_bits(bits)} |" * has_bits
+        rows.append(f"| {evaluation.step:,} | {evaluation.val_loss:.4f} | {shown} |{more} {note} |")
+    return "\n".join([*rows, *(["", BITS] if has_bits else [])])
 
 
 def _settings(record: Record) -> str:

@@ -11,6 +11,7 @@ from ..system.files import ASSETS, write_text
 from .curves import SMALL, curves, loss_figure, small_figure
 from .folder import RunFolder
 from .record import (
+    Evaluation,
     Record,
     Session,
     best_of,
@@ -21,7 +22,15 @@ from .record import (
     spread,
     untuned_of,
 )
-from .wording import clean, shown_duration, shown_perplexity, shown_size, summary
+from .wording import (
+    BITS,
+    clean,
+    shown_bits,
+    shown_duration,
+    shown_perplexity,
+    shown_size,
+    summary,
+)
 
 STYLE = ASSETS / "report.css"
 MOST_ROWS = 200  # of evaluations; all are in metrics.jsonl
@@ -102,10 +111,10 @@ def _head(record: Record) -> str:
     parameters = number(record.info.model.n_parameters)
     seconds = seconds_trained(record.metrics)
     skipped = sum(bool(line.skipped) for line in record.metrics)
-    start = "untuned perplexity" if record.pretrained else "perplexity at the start"
+    start = "untuned {}" if record.pretrained else "{} at the start"
     figures = {
-        "best perplexity": shown_perplexity(best.val_loss) if best else None,
-        start: shown_perplexity(untuned.val_loss) if untuned else None,
+        **_judgement("best {}", best),
+        **_judgement(start, untuned),
         "steps": f"{steps:,}" + (f" of {planned:,.0f}" if planned and planned > steps else ""),
         "steps skipped": f"{skipped:,}" if skipped else None,
         "training time": shown_duration(seconds) if seconds else None,
@@ -124,6 +133,15 @@ def _head(record: Record) -> str:
 {"".join(cells)}</dl>
 </header>
 """
+
+
+def _judgement(label: str, evaluation: Evaluation | None) -> dict[str, str]:
+    """What an evaluation found, by what it is called there."""
+    if evaluation is None:
+        return {}
+    found = {label.format("perplexity"): shown_perplexity(evaluation.val_loss)}
+    bits = evaluation.bits_per_byte
+    return found if bits is None else {**found, label.format("bits per byte"): shown_bits(bits)}
 
 
 def _problems(record: Record) -> str:
@@ -149,25 +167,30 @@ def _evaluations(record: Record) -> str:
     judged = evaluations(record.metrics)
     if not judged:
         return ""
-    best = best_of(judged)
+    best, untuned = best_of(judged), untuned_of(judged)
+    start = "untuned" if record.pretrained else "random weights"
+    has_bits = any(evaluation.bits_per_byte is not None for evaluation in judged)
     kept = {id(e): e for e in [*spread(judged, MOST_ROWS), *([best] if best else [])]}
     rows = []
     for evaluation in sorted(kept.values(), key=lambda e: e.step):
-        cells = ["not a number", "", ""]
+        cells = ["not a number", "", "", *([""] * has_bits)]
         if evaluation.finite:
-            loss = evaluation.val_loss
+            loss, bits = evaluation.val_loss, evaluation.bits_per_byte
             cells = [f"{loss:.4f}", shown_perplexity(loss), f"{loss / math.log(2):.3f}"]
+            cells += ["" if bits is None else shown_bits(bits)] * has_bits
         marked = ' class="best"' if evaluation is best else ""
+        step = f"{evaluation.step:,}" + f" <small>{start}</small>" * (evaluation is untuned)
         data = "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f'<tr{marked}><th scope="row">{evaluation.step:,}</th>{data}</tr>\n')
+        rows.append(f'<tr{marked}><th scope="row">{step}</th>{data}</tr>\n')
     note = f"{len(kept):,} of {len(judged):,}, evenly spaced. " if len(kept) < len(judged) else ""
+    column = '\n<th scope="col">bits per byte</th>'
     return f"""<section>
 <h2>Evaluations</h2>
 <p class="note">{note}On all of the held-out text; the best step’s weights are the ones in this
-folder.</p>
+folder.{f" {BITS}" * has_bits}</p>
 <div class="scroll"><table>
 <thead><tr><th scope="col">step</th><th scope="col">loss (nats)</th><th scope="col">perplexity</th>
-<th scope="col">bits per token</th></tr></thead>
+<th scope="col">bits per token</th>{column * has_bits}</tr></thead>
 <tbody>
 {"".join(rows)}</tbody>
 </table></div>

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -37,6 +37,7 @@ class Metrics:
     memory: int | None = None  # bytes, the most so far; 0 where the system does not say
     seconds: float | None = None  # since this process began to train
     val_loss: float | None = None  # nats per token, of all held-out text
+    bits_per_byte: float | None = None  # the same, by the bytes of its text: UTF-8
     more: Mapping[str, float | None] = field(default_factory=dict)
 
     @classmethod
@@ -257,10 +258,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The mean loss per token of held-out text after some steps."""
+    """The loss of held-out text after some steps."""
 
     step: int
-    val_loss: float  # nats; nan when it was not a number
+    val_loss: float  # nats per token, the mean; nan when it was not a number
+    bits_per_byte: float | None = None  # None where no evaluation of the run knows it
 
     @property
     def finite(self) -> bool:
@@ -304,13 +306,26 @@ def spread(items: Sequence[T], at_most: int) -> list[T]:
 
 
 def evaluations(metrics: Iterable[Metrics]) -> list[Evaluation]:
-    """Every evaluation of a run, in its order."""
+    """Every evaluation of a run, in its order.
+
+    All are of one text, so its bytes, which an earlier version did not count, are those that a
+    later evaluation knows of.
+    """
     found = []
     for line in metrics:
         step, loss = number(line.step), number(line.val_loss)
         if step is not None and line.val_loss is not None:
-            found.append(Evaluation(int(step), math.nan if loss is None else loss))
-    return found
+            bits = None if loss is None else number(line.bits_per_byte)
+            found.append(Evaluation(int(step), math.nan if loss is None else loss, bits))
+    ratios = (e.bits_per_byte / e.val_loss for e in found if e.bits_per_byte and e.val_loss)
+    per_nat = next(ratios, None)
+    return found if per_nat is None else [_with_bits(e, per_nat) for e in found]
+
+
+def _with_bits(evaluation: Evaluation, per_nat: float) -> Evaluation:
+    if evaluation.bits_per_byte is not None:
+        return evaluation
+    return replace(evaluation, bits_per_byte=number(evaluation.val_loss * per_nat))
 
 
 def best_of(judged: Iterable[Evaluation]) -> Evaluation | None:

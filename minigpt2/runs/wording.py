@@ -10,6 +10,10 @@ from ..loss import perplexity
 from .record import Evaluation, Metrics, best_of, evaluations, series, untuned_of
 
 CLEARLY = 0.02  # nats: 2% in perplexity, more than evaluations of a settled run differ by
+BITS = (
+    "Bits per byte: what all scored tokens cost, ends of texts included, divided by the UTF-8 "
+    "bytes of their text; unlike perplexity it compares models whose tokenizers differ."
+)
 STILL = 0.005  # nats between the last two evaluations of a run that is still getting better
 
 
@@ -27,14 +31,12 @@ def summary(metrics: Sequence[Metrics], *, pretrained: bool = True) -> str:
         return "held-out loss was never a number: try a lower --learning-rate or --dtype float32"
     if len(judged) == 1:
         when = "before training" if best.step == 0 else f"at step {best.step:,}"
-        return f"judged once, {when}: val perplexity {shown_perplexity(best.val_loss)}"
+        return f"judged once, {when}: val {_judgement(best)}"
     if best is untuned:
         return _never_better(judged, best, start, memorised=_memorised(metrics, judged, best))
-    before = f" ({start} {shown_perplexity(untuned.val_loss)})" if untuned else ""
-    return (
-        f"best at step {best.step:,}: val perplexity {shown_perplexity(best.val_loss)}{before}; "
-        + _afterwards(metrics, judged, best)
-    )
+    before = f" ({start} {' and '.join(_figures(untuned))})" if untuned else ""
+    after = _afterwards(metrics, judged, best)
+    return f"best at step {best.step:,}: val {_judgement(best)}{before}; {after}"
 
 
 def _unjudged(metrics: Sequence[Metrics]) -> str:
@@ -48,10 +50,22 @@ def _unjudged(metrics: Sequence[Metrics]) -> str:
     )
 
 
+def _judgement(evaluation: Evaluation) -> str:
+    """What an evaluation found: bits per byte where they are known."""
+    names = ("perplexity", "bits per byte")
+    return ", ".join(f"{name} {value}" for name, value in zip(names, _figures(evaluation)))
+
+
+def _figures(evaluation: Evaluation) -> list[str]:
+    bits = evaluation.bits_per_byte
+    shown = [] if bits is None else [shown_bits(bits)]
+    return [shown_perplexity(evaluation.val_loss), *shown]
+
+
 def _never_better(
     judged: Sequence[Evaluation], best: Evaluation, start: str, *, memorised: bool
 ) -> str:
-    text = f"never better than {start} (val perplexity {shown_perplexity(best.val_loss)}): "
+    text = f"never better than {start} (val {_judgement(best)}): "
     later = best_of(e for e in judged if e is not best)
     if later is None:
         return text + "after that held-out loss was not a number"
@@ -98,6 +112,11 @@ def shown_perplexity(loss: float) -> str:
     if value >= 1e9:
         return f"{value:.1e}"
     return f"{value:,.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def shown_bits(bits: float) -> str:
+    """Bits per byte: what a person calls a gain is a few thousandths."""
+    return f"{bits:.3f}" if bits < 1e6 else f"{bits:.1e}"
 
 
 def shown_duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ from torch import Tensor
 from ..corpus.prepared import Corpus
 from ..decoding.text import complete
 from ..errors import OptionError
-from ..evaluation.held_out_loss import mean_loss
+from ..evaluation.held_out_loss import bytes_per_target, mean_loss
+from ..loss import bits_per_byte
 from ..model import GPT2
 from ..runs.folder import Checkpoint, RunFolder
 from ..runs.record import Metrics, Sample, Settings
@@ -45,6 +47,7 @@ MOST_SKIPS = 20  # float16 overflows in a row: its scale has then fallen from 65
 SAMPLE = SamplingConfig(temperature=0.8, top_p=0.95)
 SAMPLE_TOKENS = 120
 PROMPT_TOKENS = 12
+ROWS = 64  # of held-out text whose bytes are counted together
 NAMED = ("resume", "learning_rate", "dtype", "fsdp")  # options, in what is said of a failed step
 
 
@@ -64,6 +67,25 @@ class Job:
     world: World = ALONE
     mask_prompt: bool = False  # prompts are read, and not learned
     special_tokens: bool = False  # their names in a text are these tokens
+
+    def held_out(self, n_rows: int) -> Iterator[Batch]:
+        """The held-out text, n_rows at a time."""
+        val = self.corpus.val
+        assert val is not None, "nothing is held out"
+        return validation_batches(
+            val,
+            block_size=self.plan.block_size,
+            batch_size=n_rows,
+            mask_prompt=self.mask_prompt,
+        )
+
+    @cached_property
+    def bytes_per_target(self) -> float:
+        """Of the held-out text, how many bytes a scored token stands for; it is the same in all
+        evaluations.
+        """
+        n_bytes, _ = self.tokenizer.written_sizes()
+        return bytes_per_target(self.held_out(ROWS), torch.from_numpy(n_bytes))
 
 
 def fit(
@@ -225,8 +247,8 @@ class _Interrupted(Exception):
 def evaluate(
     job: Job, state: TrainState, asked_to_stop: Callable[[], int]
 ) -> tuple[TrainState, Metrics]:
-    """Compute the held-out loss, in nats a token, keep the weights if they are the best yet, and
-    let them write a sample.
+    """Compute the held-out loss, in nats a token and in bits a byte, keep the weights if they are
+    the best yet, and let them write a sample.
 
     Returns the metrics of the step and its evaluation. Without held-out text the newest weights
     count as the best. Changes nothing that training depends on. Raises InputError when the loss is
@@ -235,19 +257,18 @@ def evaluate(
     metrics = state.unjudged
     assert metrics is not None, "the step before was evaluated already"
     state = replace(state, unjudged=None)
-    plan, val, world = job.plan, job.corpus.val, job.world
-    best = val is None
-    if val is not None:
-        rows = state.micro_batch_size * world.size
-        scored = validation_batches(
-            val, block_size=plan.block_size, batch_size=rows, mask_prompt=job.mask_prompt
-        )
-        scored = _until(asked_to_stop, scored)
+    world = job.world
+    best = job.corpus.val is None
+    if not best:
+        scored = _until(asked_to_stop, job.held_out(state.micro_batch_size * world.size))
         scorer = unwrapped(job.scorer)
         loss = mean_loss(scorer, scored, job.precision, world)
         metrics = replace(metrics, val_loss=loss)
         if not math.isfinite(loss):
             raise OptionError(_ruined(job, state, loss), *NAMED)
+        if job.bytes_per_target:
+            bits = bits_per_byte(loss, job.bytes_per_target)
+            metrics = replace(metrics, bits_per_byte=bits)
         best = state.best_val_loss is None or loss < state.best_val_loss
         waited = 0 if best else state.evaluations_without_gain + 1
         state = replace(state, evaluations_without_gain=waited)

@@ -371,13 +371,15 @@ def test_train_then_sample_then_resume(capsys, tmp_path, text, model):
     result = train(capsys, text, out, *settings, "--max-steps", 4)
     assert result.code == 0, result.err
     assert result.out == ""
-    assert re.search(r"val perplexity [\d,.]+ \(untuned [\d,.]+\)", result.err)
+    best, untuned = r"val perplexity [\d,.]+, bits per byte [\d.]+", r"untuned [\d,.]+ and [\d.]+"
+    assert re.search(rf"{best} \({untuned}\)", result.err)
     expected = "config.json model.safetensors vocab.json merges.txt tokenizer_config.json "
     expected += "generation_config.json metrics.jsonl samples.jsonl loss.png loss.svg "
     expected += "run.json report.html README.md"
     assert {path.name for path in out.iterdir()} >= set(expected.split())
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == [0, 1, 2, 3, 4]
+    assert [line["step"] for line in metrics if "bits_per_byte" in line] == [0, 2, 4]
 
     written = sample(capsys, out, "--prompt", "The 7th", "--max-new-tokens", 9)
     assert written.code == 0 and written.out.startswith("The 7th") and written.out.endswith("\n")

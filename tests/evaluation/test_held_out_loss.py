@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from minigpt2.evaluation.held_out_loss import mean_loss
+from minigpt2.evaluation.held_out_loss import bytes_per_target, mean_loss
 from minigpt2.evaluation.scorer import Scorer
 from minigpt2.model import evaluation_mode
 from minigpt2.system.precision import Precision
@@ -22,6 +22,16 @@ def test_the_mean_weighs_tokens_and_not_batches():
     assert mean_loss(Scorer(model), batches, CPU) == pytest.approx(total / count, rel=1e-6)
     rows = [(idx[i : i + 1], t[i : i + 1]) for idx, t in batches for i in range(len(idx))]
     assert mean_loss(Scorer(model), rows, CPU) == pytest.approx(total / count, rel=1e-6)
+
+
+def test_bytes_are_those_of_scored_targets_however_batches_are_cut():
+    batches = list(ragged_batches(torch.Generator().manual_seed(1), [3, 1, 2]))
+    n_bytes = torch.randint(0, 9, (300,), generator=torch.Generator().manual_seed(2))
+    scored = [id for _, targets in batches for id in targets.flatten().tolist() if id != -100]
+    expected = sum(n_bytes.tolist()[id] for id in scored) / len(scored)
+    assert bytes_per_target(batches, n_bytes) == expected
+    rows = [(idx[i : i + 1], t[i : i + 1]) for idx, t in batches for i in range(len(idx))]
+    assert bytes_per_target(rows, n_bytes) == expected
 
 
 def test_evaluating_twice_gives_the_same_float_and_leaves_everything_as_it_was():

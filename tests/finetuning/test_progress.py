@@ -24,6 +24,8 @@ def test_a_loss_that_is_not_finite_is_shown_as_such(capsys):
 def test_an_evaluation_is_one_line_in_a_fixed_order():
     line = evaluation_line(Metrics(50, loss=2.5, val_loss=math.log(20)))
     assert line == "step     50 | loss 2.5000 | val loss 2.9957 | perplexity 20.0"
+    judged = Metrics(50, val_loss=math.log(20), bits_per_byte=1.0444)
+    assert evaluation_line(judged).endswith(" | perplexity 20.0 | bits per byte 1.044")
     assert "| loss" not in evaluation_line(Metrics(0, val_loss=1.0))
 
 

@@ -19,7 +19,7 @@ def metrics_of(lines):
 
 def full_lines(n_steps):
     """Lines of metrics.jsonl as a run of n_steps writes them, judged every 5 steps."""
-    lines = [{"step": 0, "val_loss": 3.5}]
+    lines = [{"step": 0, "val_loss": 3.5, "bits_per_byte": 1.75}]
     for step in range(1, n_steps + 1):
         line = {
             "step": step,
@@ -34,6 +34,7 @@ def full_lines(n_steps):
             line["skipped"] = True
         if step % 5 == 0:
             line["val_loss"] = 3.2 + 0.002 * abs(step - 10)
+            line["bits_per_byte"] = line["val_loss"] / 2
         lines.append(line)
     return lines
 

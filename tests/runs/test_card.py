@@ -149,6 +149,22 @@ def test_the_results_are_those_of_metrics():
     assert "With minigpt2 0.1.0, torch 2.13.0." in card
 
 
+def test_bits_per_byte_stand_in_table_and_front_matter_where_they_are_known(tmp_path):
+    bits = {0: 1.25, 5: 1.0771, 10: 1.1174}
+    lines = [line | {"bits_per_byte": bits[line["step"]]} for line in LINES if "val_loss" in line]
+    card = loaded(record_of(lines), tmp_path)
+    assert "| step | loss (nats) | perplexity | bits per byte | |\n|---:|---:|---:|---:|---|\n" in (
+        card.text
+    )
+    assert "| 0 | 3.5553 | 35.0 | 1.250 | untuned |" in card.text
+    assert "| 5 | 3.0634 | 21.4 | 1.077 | **best** |" in card.text
+    assert "whose tokenizers differ" in card.text
+    perplexity, per_byte = card.data.eval_results
+    assert (per_byte.metric_type, per_byte.metric_value) == ("bits_per_byte", 1.0771)
+    assert perplexity.metric_type == "perplexity"
+    assert "per byte" not in model_card(record_of())
+
+
 def test_a_long_run_shows_some_evaluations_and_always_the_best():
     lines = [{"step": i, "val_loss": 3 + abs(i - 101) / 997} for i in range(1000)]
     card = model_card(record_of(lines))

@@ -100,10 +100,15 @@ def test_the_page_of_an_empty_folder_is_whole(tmp_path):
 
 def test_the_page_shows_all_that_was_recorded(tmp_path):
     shown = " ".join(check(page_of(run_folder(tmp_path, full_lines(40), SAMPLES, INFO))).text)
-    assert "Best at step 10: val perplexity 24.5 (at the start 33.1)" in shown
+    best = "Best at step 10: val perplexity 24.5, bits per byte 1.600 (at the start 33.1 and 1.750)"
+    assert best in shown
     for piece in (
         "3.2000",  # the best loss, and its bits
         "4.617",
+        "best bits per byte",
+        "bits per byte at the start",
+        "random weights",  # step 0 in the table
+        "whose tokenizers differ",
         " a lamp",
         "python train.py --data 'a b.txt' --out x",
         "10 March 2025, 14:03 · from step 0 · cpu · float32 · 3 processes",
@@ -118,6 +123,19 @@ def test_the_page_shows_all_that_was_recorded(tmp_path):
     ):
         assert piece in shown
     assert "None" not in shown
+
+
+def test_a_page_shows_bits_per_byte_for_every_evaluation_or_not_at_all(tmp_path):
+    lines = full_lines(10)
+    known, earlier = run_folder(tmp_path, lines), [{**line} for line in lines]
+    html = page_of(known)
+    assert html.count('<th scope="col">bits per byte</th>') == 1
+    assert '<th scope="row">0 <small>untuned</small></th><td>3.5000</td>' in html
+    assert html.count("<td>") == 3 * 4 and "<td>1.750</td>" in html
+    for line in earlier:
+        line.pop("bits_per_byte", None)
+    html = page_of(run_folder(tmp_path, earlier))
+    assert "per byte" not in html and html.count("<td>") == 3 * 3
 
 
 def test_the_newest_sample_comes_first_and_is_open(tmp_path):
@@ -171,7 +189,16 @@ def test_a_broken_run_json_is_named_and_the_rest_shown(tmp_path, broken):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "x", 10**400, 0, -3, 1e29])
 def test_odd_numbers_make_no_odd_page(tmp_path, value):
-    odd = {"loss", "val_loss", "lr", "grad_norm", "tokens_per_second", "memory", "seconds"}
+    odd = {
+        "loss",
+        "val_loss",
+        "bits_per_byte",
+        "lr",
+        "grad_norm",
+        "tokens_per_second",
+        "memory",
+        "seconds",
+    }
     lines = [*LINES, *({"step": step, **dict.fromkeys(odd, value)} for step in (3, 4))]
     samples = [{"step": value, "prompt": value, "text": value}]
     run = run_folder(tmp_path, lines, samples)

@@ -87,6 +87,21 @@ def test_an_empty_folder_is_an_empty_record_without_problems(tmp_path):
     assert record.name == tmp_path.name
 
 
+def test_evaluations_that_did_not_count_bytes_are_told_by_one_that_did():
+    lines = [Metrics(0, val_loss=4.0), Metrics(1, loss=3.0), Metrics(5, val_loss=NAN)]
+    assert [e.bits_per_byte for e in evaluations(lines)] == [None, None]
+    lines += [Metrics(8, val_loss=3.0, bits_per_byte=1.5), Metrics(9, val_loss=2, bits_per_byte=1)]
+    assert [e.bits_per_byte for e in evaluations(lines)] == [2.0, None, 1.5, 1]
+
+
+@pytest.mark.parametrize("odd", [NAN, math.inf, -math.inf, True, 0, -3, 1e29, 1e-320])
+def test_odd_bits_per_byte_are_no_harm(odd):
+    lines = [Metrics(0, val_loss=4.0), Metrics(1, val_loss=1e-310, bits_per_byte=odd)]
+    for evaluation in evaluations([*lines, Metrics(2, val_loss=odd)]):
+        bits = evaluation.bits_per_byte
+        assert bits is None or abs(bits) < 1e30
+
+
 EARLIER = sorted(Path(__file__).parents[1].glob("earlier_runs/*/*/run.json"))
 INFO = {
     "sessions": [

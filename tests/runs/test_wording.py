@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt2.runs.record import Metrics
-from minigpt2.runs.wording import clean, shown_duration, shown_perplexity, shown_size
+from minigpt2.runs.wording import clean, shown_bits, shown_duration, shown_perplexity, shown_size
 from minigpt2.runs.wording import summary as summary_of
 
 NAN = math.nan
@@ -35,6 +35,31 @@ def test_a_run_that_memorised_is_said_to_have():
     lines = run_of([35.0, 25, 21.4, 22, 24])
     assert summary(lines) == (
         "best at step 20: val perplexity 21.4 (untuned 35.0); after that the run memorised"
+    )
+
+
+def with_bits(lines, per_nat):
+    """The lines of a run whose evaluations know their bits per byte."""
+    judged = [
+        {"bits_per_byte": line["val_loss"] * per_nat} if "val_loss" in line else {}
+        for line in lines
+    ]
+    return [line | more for line, more in zip(lines, judged)]
+
+
+def test_bits_per_byte_stand_beside_perplexity_where_they_are_known():
+    lines = run_of([35.0, 25, 21.4, 22, 24])
+    told = summary(with_bits(lines, 0.3))
+    assert told == (
+        "best at step 20: val perplexity 21.4, bits per byte 0.919 (untuned 35.0 and 1.067); "
+        "after that the run memorised"
+    )
+    assert summary([*lines[:20], *with_bits(lines[20:], 0.3)]) == told, "the text is one"
+    assert summary(with_bits(run_of([35.0, 36.2, 35.1], loss=[3.0, 2.5]), 0.3)).startswith(
+        "never better than untuned (val perplexity 35.0, bits per byte 1.067): the next best is"
+    )
+    assert summary(with_bits(lines[:1], 0.3)) == (
+        "judged once, before training: val perplexity 35.0, bits per byte 1.067"
     )
 
 
@@ -110,7 +135,15 @@ def test_a_loss_that_is_no_number_is_never_the_best(broken):
 
 numbers = st.none() | st.floats() | st.integers() | st.booleans()
 metrics_of_anything = st.lists(
-    st.builds(Metrics, st.integers(0), loss=numbers, val_loss=numbers, seconds=numbers), max_size=12
+    st.builds(
+        Metrics,
+        st.integers(0),
+        loss=numbers,
+        val_loss=numbers,
+        bits_per_byte=numbers,
+        seconds=numbers,
+    ),
+    max_size=12,
 )
 
 
@@ -141,6 +174,7 @@ def test_sizes_times_and_perplexities_are_short():
         "21.4",
         "2,066.4",
     ]
+    assert [shown_bits(bits) for bits in (0.91926, 12.0, 1e29)] == ["0.919", "12.000", "1.0e+29"]
 
 
 def test_clean_text_can_be_written_and_holds_no_control_characters():

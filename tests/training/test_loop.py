@@ -7,6 +7,7 @@ import signal
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -439,6 +440,67 @@ def test_a_run_whose_judged_and_saved_step_overflows_forward_resumes_and_ends(
     assert "not finite" in evaluation_line(lines[at])
     for write in (draw_loss_curve, write_report, write_card):
         write(job.run)
+
+
+def held_out_from(rows, folder, tokenizer, *, learned):
+    """These rows held out, and another one to train on."""
+    paths = [folder / name for name in ("train.jsonl", "val.jsonl")]
+    for path, part in zip(paths, ([learned], rows)):
+        path.write_text("".join(json.dumps(row) + "\n" for row in part))
+    return prepare(paths[:1], tokenizer, val_paths=paths[1:], cache_dir=folder / "cache")
+
+
+def judged_bits(folder, corpus, tokenizer, **changes):
+    """(nats of all scored tokens, bits per byte) of the weights before training."""
+    model = GPT2(replace(tiny_model().config, vocab_size=tokenizer.vocab_size))
+    job = make_job(folder, corpus, model=model, max_steps=1)
+    fit(replace(job, tokenizer=tokenizer, **changes))
+    judged = job.run.read_metrics()[0]
+    n_scored = len(corpus.val.tokens) - 1
+    if changes:
+        n_scored -= sum(end - start for start, end in corpus.val.prompts.tolist())
+        n_scored += corpus.val.prompts["start"][0] == 0  # the first token is never a target
+    return judged.val_loss * n_scored, judged.bits_per_byte
+
+
+OWN_WORDS = Tokenizer.gpt2(290).with_words([" lamp", "日本", "is lit, na"])
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [Tokenizer.gpt2(300), Tokenizer.gpt2(), OWN_WORDS], ids=["300", "gpt2", "words"]
+)
+def test_bits_per_byte_are_all_bits_over_all_bytes_whatever_the_tokenizer(tmp_path, tokenizer):
+    texts = ["The 7th lamp is lit, naïve and 日本.\n", "🤗 lamp by lamp\n" * 9, "no end é"]
+    rows = [{"text": text} for text in texts]
+    corpus = held_out_from(rows, tmp_path, tokenizer, learned={"text": TEXT})
+    nats, found = judged_bits(tmp_path / "run", corpus, tokenizer)
+    ids = [id for id in corpus.val.tokens.tolist() if id != tokenizer.eot]
+    assert b"".join(map(tokenizer.token_bytes, ids)) == "".join(texts).encode()
+    unscored = tokenizer.token_bytes(ids[0]) if corpus.val.tokens[0] == ids[0] else b""
+    n_bytes = len("".join(texts).encode()) - len(unscored)
+    assert found == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-12)
+
+
+def test_with_prompts_masked_the_bytes_are_those_of_completions(tmp_path):
+    tokenizer = Tokenizer.gpt2(300)
+    rows = [
+        {"prompt": f"What is lamp {n}?", "completion": f" It is naïve, {n * '日'}."}
+        for n in range(9)
+    ]
+    learned = {"prompt": "Who?", "completion": TEXT}
+    corpus = held_out_from(rows, tmp_path, tokenizer, learned=learned)
+    nats, found = judged_bits(tmp_path / "run", corpus, tokenizer, mask_prompt=True)
+    n_bytes = sum(len(row["completion"].encode()) for row in rows)
+    assert found == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-12)
+
+
+def test_a_held_out_part_without_any_text_has_no_bits_per_byte(tmp_path, corpus):
+    ends = replace(corpus.val, tokens=np.full(5, 299, np.uint16))
+    job = make_job(tmp_path / "run", replace(corpus, val=ends), max_steps=1)
+    fit(job)
+    judged = job.run.read_metrics()[0]
+    assert judged.val_loss > 0 and judged.bits_per_byte is None
+    assert "bits_per_byte" not in judged.to_json()
 
 
 def test_the_weights_before_training_are_judged_and_remembered(tmp_path, corpus):
