@@ -157,6 +157,18 @@ PRESETS: dict[str, GPT2Config] = {
 }
 
 
+def attention_probs(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """How much each token attends to every token that it may see, (B, H, T, S): rows sum to 1.
+
+    q (B, H, T, D), k (B, H, S, D), mask (..., T, S) or None: the tokens before and itself.
+    """
+    n_new, n_seen = q.shape[2], k.shape[2]  # T, S
+    if mask is None:
+        mask = torch.ones(n_new, n_seen, dtype=torch.bool, device=q.device).tril(n_seen - n_new)
+    scores = (q * scale) @ k.transpose(2, 3)  # (B, H, T, S)
+    return scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+
+
 class CausalSelfAttention(nn.Module):
     """Every token gathers from itself and the tokens before it what fits its question (query)."""
 
@@ -200,12 +212,8 @@ class CausalSelfAttention(nn.Module):
         """What `softmax_attention` computes, written out to be read, and for tests to compare with;
         Vaswani et al. 2017, arXiv:1706.03762, section 3.2.1.
         """
-        n_new, n_seen = q.shape[2], k.shape[2]  # T, S
-        if mask is None:  # each token looks at itself and those before it
-            mask = torch.ones(n_new, n_seen, dtype=torch.bool, device=q.device).tril(n_seen - n_new)
-        scores = (q * self.scale) @ k.transpose(2, 3)  # (B, H, T, S)
-        weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
-        return F.dropout(weights, self.attn_pdrop, self.training) @ v  # (B, H, T, D)
+        probs = attention_probs(q, k, mask, self.scale)  # (B, H, T, S)
+        return F.dropout(probs, self.attn_pdrop, self.training) @ v  # (B, H, T, D)
 
     def softmax_attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """`plain_attention` in one fused call, in the precision that q, k and v have.

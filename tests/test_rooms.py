@@ -15,7 +15,7 @@ PACKAGE = ROOT / "minigpt2"
 ORDER = (
     "errors equivalences < arguments < loss < system < cache sampling < hub < formats < "
     "tokenizer runs < lora model corpus < generate < evaluation < decoding < training < "
-    "finetuning < cli"
+    "finetuning < explain < cli"
 )
 FLOORS = [floor.split() for floor in ORDER.split(" < ")]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
