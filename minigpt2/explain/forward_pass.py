@@ -60,7 +60,14 @@ class LayerTrace:
         Computed from queries and keys when asked for: kept for all layers, they would be most of a
         trace.
         """
-        q, k = self.q, self.k
+        return self._probs(self.q, self.k)
+
+    def probs_at(self, row: int, position: int) -> Tensor:
+        """How much one token attends to those before it and itself: (H, position + 1)."""
+        here, seen = slice(position, position + 1), slice(position + 1)
+        return self._probs(self.q[row : row + 1, :, here], self.k[row : row + 1, :, seen])[0, :, 0]
+
+    def _probs(self, q: Tensor, k: Tensor) -> Tensor:
         if self.upcast:
             wide = torch.promote_types(q.dtype, torch.float32)
             q, k = q.to(wide), k.to(wide)

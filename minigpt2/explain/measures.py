@@ -115,8 +115,8 @@ class _Direction:
 def _head_writes(model: GPT2, trace: Trace, n: int, row: int, at: int) -> tuple[Tensor, Tensor]:
     """What each head of layer n wrote at a token, (H, C), and what the bias did, (C)."""
     layer, c_proj = trace.layers[n], attention_of(model, n).c_proj
-    probs = layer.probs[row, :, at]  # (H, T)
-    y = probs[:, None].to(layer.v.dtype) @ layer.v[row]  # (H, 1, D)
+    v = layer.v[row, :, : at + 1]  # (H, S, D)
+    y = layer.probs_at(row, at)[:, None].to(v.dtype) @ v  # (H, 1, D)
     with evaluation_mode(model):
         bias = c_proj(y.new_zeros(model.config.n_embd))
         alone = torch.block_diag(*y)  # (H, C), in each row one head, where it lies beside others

@@ -80,6 +80,7 @@ def test_a_trace_is_the_forward_pass_in_parts():
         attn = model.h[n].attn.c_proj(mixed.transpose(1, 2).flatten(2))
         assert apart(layer.attn, attn) <= TOLERANCE
         assert apart(layer.mlp, model.h[n].mlp(model.h[n].ln_2(layer.middle))) <= TOLERANCE
+        assert apart(layer.probs_at(1, 3), layer.probs[1, :, 3, :4]) <= TOLERANCE
         torch.testing.assert_close(layer.probs.sum(-1), torch.ones_like(layer.probs[..., 0]))
     assert apart(model.ln_f(found.streams[-1]), found.hidden) == 0
 
