@@ -1,4 +1,4 @@
-"""The command: minigpt2 train | sample | convert | corpus | report"""
+"""The command: minigpt2 train | sample | convert | corpus | report | evaluate"""
 
 from .system.signals import exit_on_signals
 
@@ -16,6 +16,7 @@ COMMANDS = {
     "convert": "rewrite a checkpoint as a clean Hugging Face folder",
     "corpus": "prepare a text for training and report what is in it",
     "report": "write the pictures and pages of a run anew",
+    "evaluate": "say how good models are on a text",
 }
 
 

@@ -13,6 +13,7 @@ import tyro
 from ..corpus.options import CorpusOptions
 from ..decoding.options import SampleOptions
 from ..errors import InputError
+from ..evaluation.options import EvaluateOptions
 from ..formats.options import ConvertOptions
 from ..runs.options import ReportOptions
 from ..training.options import TrainOptions
@@ -26,6 +27,7 @@ OPTIONS = {
     "convert": ConvertOptions,
     "corpus": CorpusOptions,
     "report": ReportOptions,
+    "evaluate": EvaluateOptions,
 }
 
 

@@ -1,4 +1,4 @@
-"""What a person who waits for samples sees on stderr."""
+"""What a person who waits for samples, or for a judgement, sees on stderr."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 
 from tqdm import tqdm
 
+from ..errors import visible
 from ..system.streams import draws_over
 
 
@@ -33,6 +34,32 @@ class TokenBar:
         self._bar.clear()
 
     def __enter__(self) -> TokenBar:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._bar.close()
+
+
+class ScoringBar:
+    """How much of a text a model has scored, on a terminal."""
+
+    def __init__(self, name: str, done: int, n_tokens: int, *, shown: bool) -> None:
+        self._bar = tqdm(
+            desc=visible(name),
+            initial=done,
+            total=n_tokens,
+            unit="token",
+            unit_scale=True,
+            disable=not (shown and draws_over(sys.stderr)),
+            file=sys.stderr,
+            leave=False,
+        )
+
+    def update(self, place: int) -> None:
+        """Show that everything up to this place is scored."""
+        self._bar.update(place - self._bar.n)
+
+    def __enter__(self) -> ScoringBar:
         return self
 
     def __exit__(self, *problem: object) -> None:

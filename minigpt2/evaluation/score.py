@@ -1,36 +1,34 @@
-"""What every token of a text costs a model: texts of any length, in windows that overlap.
-
-A model reads block_size tokens at most. So a longer text is read in windows, each of which begins
-`stride` tokens behind the one before it, and scores the tokens that no earlier one has scored: all
-of the first window's, the last `stride` of any other's. Every token but a text's first is scored
-once, after at least block_size - stride + 1 tokens where the text has them. With a stride of
-block_size the windows do not overlap, as in the held-out loss of a training run; with 1 every
-token is scored after all that the model can read, in a forward pass of its own.
+"""What every token of a text costs a model: texts of any length, in windows that overlap
+(windows.py).
 
 Never changes the model, its mode, gradients or any random state.
 
-Letters: B windows, T tokens in this call, N scored tokens, V vocabulary.
+Letters: W windows, T tokens in this call, N scored tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..arguments import id_rows, refuse, require_loaded, whole
+from ..arguments import id_rows, require_loaded
 from ..errors import InputError
 from ..loss import MOST_LOGITS
 from ..model import GPT2, evaluation_mode, unknown_ids
 from ..sampling import without
 from ..tokenizer import Tokenizer
+from .windows import Windows, checked_stride, groups_of
 
 MOST_TOKENS = 4096  # read at once, unless one window alone is longer
 Place = tuple[int, int]  # the number of a row, and that of a token in it
+ReadIds = Callable[[int, int], np.ndarray]
+"""The ids from one place to before another, of any integer dtype."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +67,15 @@ def score(model: GPT2, tokenizer: Tokenizer, text: str, *, stride: int | None = 
     require_loaded("tokenizer", tokenizer, "Tokenizer", "eot")
     require_loaded("model", model, "GPT2", "hidden")
     ids = tokenizer.encode(text)
-    n_ids = min(tokenizer.vocab_size, model.config.vocab_size)
-    unused = tokenizer.ids_without_token(n_ids)
+    n_ids, unused = possible_ids(model, tokenizer)
     (nats,) = score_ids(model, [ids], stride=stride, vocab_size=n_ids, unused=unused)
     return Scores(tuple(ids), tuple(map(tokenizer.token_text, ids)), tuple(nats))
+
+
+def possible_ids(model: GPT2, tokenizer: Tokenizer) -> tuple[int, list[int]]:
+    """What can be drawn: ids below this number, but for these."""
+    n_ids = min(tokenizer.vocab_size, model.config.vocab_size)
+    return n_ids, tokenizer.ids_without_token(n_ids)
 
 
 @torch.no_grad()
@@ -96,10 +99,7 @@ def score_ids(
     found_logits = scored_logits(model, rows, stride=stride, vocab_size=vocab_size, unused=unused)
     for places, logits in found_logits:
         targets = torch.tensor([rows[row][at] for row, at in places], device=logits.device)
-        n_ids = logits.shape[1]
-        chosen = logits.gather(1, targets.clamp(max=n_ids - 1)[:, None])[:, 0]
-        found = logits.logsumexp(dim=1) - chosen.masked_fill(targets >= n_ids, -math.inf)
-        for (row, at), value in zip(places, found.tolist()):
+        for (row, at), value in zip(places, nats_of(logits, targets).tolist()):
             nats[row][at] = value
     return nats
 
@@ -118,75 +118,113 @@ def scored_logits(
 
     Raises OptionError for a stride that is not allowed, and InputError for ids that are none.
     """
-    stride = _checked_stride(model, stride)
+    block_size = model.config.block_size
+    stride = checked_stride(stride, block_size)
     for number, row in enumerate(rows):
         if row and not 0 <= min(row) <= max(row) < model.config.vocab_size:
             raise InputError(unknown_ids(f"row {number}", row, model.config))
-    windows = [
-        window
-        for number, row in enumerate(rows)
-        for window in _windows(number, len(row), model.config.block_size, stride)
-    ]
-    windows.sort(key=lambda window: window.end - window.start)  # neighbours need little padding
-    n_tokens = max(1, MOST_LOGITS // model.config.vocab_size)
-    evaluating = evaluation_mode(model)
-    while windows:
-        n_windows = max(1, MOST_TOKENS // (windows[-1].end - windows[-1].start))
-        batch, windows = windows[-n_windows:], windows[:-n_windows]
-        places = [(window.row, at) for window in batch for at in range(window.first, window.end)]
-        with evaluating:
-            x = _before_scored(model, rows, batch)  # (N, C)
-        for start in range(0, len(places), n_tokens):
-            part = slice(start, start + n_tokens)
-            with evaluating:
-                logits = model.head(x[part])[:, :vocab_size]
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            yield places[part], without(logits, unused)
+    ids = np.array([id for row in rows for id in row], np.int64)
+    ends = np.array([len(row) for row in rows], np.int64).cumsum()
+    begins = np.concatenate([np.zeros(1, np.int64), ends])[:-1]
+    groups = groups_of([(begins, ends)], block_size, stride)
+    reading = Reading(model, lambda start, end: ids[start:end], vocab_size, tuple(unused))
+    for part in reading.scored(groups):
+        row = ends.searchsorted(part.positions, side="right")
+        places = zip(row.tolist(), (part.positions - begins[row]).tolist())
+        yield [*places], part.logits
 
 
-class _Window(NamedTuple):
-    """Tokens start to end - 2 of a row are read, and tokens first to end - 1 scored."""
-
-    row: int
-    start: int
-    first: int
-    end: int
-
-
-def _windows(row: int, n_tokens: int, block_size: int, stride: int) -> Iterator[_Window]:
-    start, first = 0, 1
-    while first < n_tokens:
-        end = min(start + block_size + 1, n_tokens)
-        yield _Window(row, start, first, end)
-        start, first = start + stride, end
-
-
-def _before_scored(
-    model: GPT2, rows: Sequence[Sequence[int]], windows: Sequence[_Window]
-) -> Tensor:
-    """The hidden states (N, C) at the tokens before those that the windows score, in order.
-
-    Windows are padded on the right, where a causal model cannot see it.
+def nats_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """What targets (N,) cost after logits (N, V), which it overwrites: (N,), inf for targets from V
+    on.
     """
-    longest = max(window.end - 1 - window.start for window in windows)
-    idx = torch.zeros(len(windows), longest, dtype=torch.int64)  # (B, T)
-    for b, window in enumerate(windows):
-        read = rows[window.row][window.start : window.end - 1]
-        idx[b, : len(read)] = torch.tensor(read)
-    hidden = model.hidden(idx.to(model.ln_f.weight.device))  # (B, T, C)
-    return torch.cat(
-        [
-            hidden[b, window.first - 1 - window.start : window.end - 1 - window.start]
-            for b, window in enumerate(windows)
-        ]
-    )
+    n_ids = logits.shape[1]
+    chosen = logits.gather(1, targets.clamp(max=n_ids - 1)[:, None])[:, 0]
+    chosen = chosen.masked_fill(targets >= n_ids, -math.inf)
+    largest = logits.amax(1)
+    return logits.sub_(largest[:, None]).exp_().sum(1).log_() + (largest - chosen)
 
 
-def _checked_stride(model: GPT2, stride: int | None) -> int:
-    block_size = model.config.block_size
-    if stride is None:
-        return block_size - block_size // 2
-    stride = whole("stride", stride, least=None)
-    if not 1 <= stride <= block_size:
-        raise refuse("stride", stride, f"from 1 to the model's block_size, {block_size}")
-    return stride
+class Scored(NamedTuple):
+    """Some tokens, and what they would be drawn from."""
+
+    positions: np.ndarray  # (N,) int64, in the ids
+    targets: Tensor  # (N,) int64: the tokens
+    logits: Tensor  # (N, V), in float32 at least
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A model that reads windows of ids; of what it may draw, `score_ids` says more.
+
+    Tokens with the id `unscored` are read, and not scored.
+    """
+
+    model: GPT2
+    read: ReadIds
+    vocab_size: int | None = None
+    unused: tuple[int, ...] = ()
+    unscored: int = -1
+
+    @torch.no_grad()
+    def scored(self, groups: Iterable[Windows]) -> Iterator[Scored]:
+        """Yield the tokens that windows score, MOST_LOGITS at once, each group in any order.
+
+        Raises InputError for ids that the model has not.
+        """
+        n_logits, evaluating = self.model.config.vocab_size, evaluation_mode(self.model)
+        n_tokens = max(1, MOST_LOGITS // n_logits)
+        for windows in groups:
+            origin = int(windows.start.min())
+            ids = self.read(origin, int(windows.end.max())).astype(np.int64)
+            if not 0 <= ids.min() <= ids.max() < n_logits:
+                raise InputError(unknown_ids("the text", ids.tolist(), self.model.config))
+            for batch in _batches(windows):
+                idx, targets, places, positions = self._rows(batch, ids, origin)
+                with evaluating:
+                    hidden = self.model.hidden(idx)  # (W, T, C)
+                x = hidden.flatten(0, 1)[places]
+                for start in range(0, len(x), n_tokens):
+                    part = slice(start, start + n_tokens)
+                    with evaluating:
+                        logits = self.model.head(x[part])[:, : self.vocab_size]
+                    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                    yield Scored(positions[part], targets[part], without(logits, self.unused))
+
+    def _rows(
+        self, windows: Windows, ids: np.ndarray, origin: int
+    ) -> tuple[Tensor, Tensor, Tensor, np.ndarray]:
+        """What windows read, idx (W, T), padded on the right, where a causal model cannot see it;
+        and of their scored tokens the targets (N,), where the tokens before them are in idx
+        flattened, and their positions.
+
+        `ids` are those of the windows, from `origin` on.
+        """
+        longest = int((windows.end - windows.start).max())
+        positions = windows.start[:, None] + np.arange(longest)  # (W, T + 1)
+        there = positions < windows.end[:, None]
+        rows = np.where(there, ids[np.where(there, positions - origin, 0)], 0)
+        scored = there & (positions >= windows.first[:, None]) & (rows != self.unscored)
+        scored = scored[:, 1:]
+        device = self.model.ln_f.weight.device
+        idx = torch.from_numpy(rows[:, :-1].copy())
+        targets = torch.from_numpy(rows[:, 1:][scored])
+        places = torch.from_numpy(np.flatnonzero(scored))
+        return (
+            idx.to(device),
+            targets.to(device),
+            places.to(device),
+            positions[:, 1:][scored],
+        )
+
+
+def _batches(windows: Windows) -> Iterator[Windows]:
+    """The windows of a group that are read at once, the longest first; neighbours need little
+    padding.
+    """
+    n_read = windows.end - 1 - windows.start
+    order = np.argsort(-n_read, kind="stable")
+    while len(order):
+        n_windows = max(1, MOST_TOKENS // int(n_read[order[0]]))
+        yield windows[order[:n_windows]]
+        order = order[n_windows:]

@@ -29,6 +29,7 @@ COMMANDS = {
     "samples": "sample.py --model model --prompt lamp --max-new-tokens 3 --json --num-samples 3",
     "convert": "convert_weights.py model {out}",
     "corpus": "-m minigpt2.corpus text.txt --model model",
+    "evaluate": "-m minigpt2 evaluate --model model --data text.txt",
     "help": "train.py --help",
     "version": "sample.py --version",
     "interactive": "sample.py --model model --interactive --max-new-tokens 3",
@@ -48,7 +49,7 @@ STREAMS = {
     "stderr gone": "2> >(exec true)",
     "all closed": "<&- >&- 2>&-",
 }
-RESULTS = ("sample", "samples", "corpus", "help", "version", "interactive", "prompt -")
+RESULTS = ("sample", "samples", "corpus", "evaluate", "help", "version", "interactive", "prompt -")
 SIGNALLED = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
 

@@ -5,8 +5,6 @@ import re
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from decoded import BYTES, MODEL, SAMPLED, random_model
 from hf_models import TOLERANCE, randomised
@@ -82,21 +80,6 @@ def test_rows_of_any_length_cost_the_same_however_they_are_batched(
     monkeypatch.setattr(module, "MOST_LOGITS", most_logits)
     for found, expected in zip(score_ids(ours, rows, stride=stride), alone):
         assert_close(found, expected)
-
-
-@settings(deadline=None, max_examples=200)
-@given(st.integers(0, 90), st.integers(1, 20), st.data())
-def test_every_token_but_the_first_is_scored_once_after_block_size_less_stride_and_one_more(
-    n_tokens, block_size, data
-):
-    stride = data.draw(st.integers(1, block_size))
-    scored = []
-    for window in module._windows(0, n_tokens, block_size, stride):
-        assert 1 <= window.end - 1 - window.start <= block_size
-        places = range(window.first, window.end)
-        assert all(at - window.start >= min(at, block_size - stride + 1) for at in places)
-        scored += places
-    assert scored == list(range(1, n_tokens))
 
 
 def test_what_is_held_at_once_is_bounded(monkeypatch):

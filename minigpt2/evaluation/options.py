@@ -1,0 +1,52 @@
+"""What can be set for judging models by a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..arguments import SampleDType, check_field, check_types
+from ..corpus.options import TextConfig
+from ..errors import InputError, OptionError
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Say how good models are on a text: loss, perplexity, bits per byte and per character. The
+    same command goes on where one was stopped.
+    """
+
+    model: tuple[str, ...] = ()
+    """The models to judge: Hub ids, Hugging Face folders or run folders. Default: gpt2."""
+    data: tuple[str, ...] = ()
+    """The text: files, folders, globs, hf://datasets/... paths, or - for stdin."""
+    stride: int | None = None
+    """How many tokens one window begins behind another: fewer give each token more to go by, and
+    take longer. From 1 to the model's window. Default: half of it."""
+    document_mask: bool = False
+    """Read each document by itself, not after those before it."""
+    workers: int | None = None
+    """Processes that tokenize; the result is the same. Default: one per CPU core."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    dtype: SampleDType = "auto"
+    """Precision of weights and computation, which is judged with the model; int8 rounds the
+    weights. auto: bfloat16 or float16 on CUDA, else float32."""
+    json: bool = False
+    """Print one JSON object per model."""
+    debug: bool = False
+    """Show the full traceback of an error."""
+    text: TextConfig = field(default_factory=TextConfig)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not self.data:
+            raise InputError("--data is missing: name at least one file, folder or glob of text")
+        if len({*self.model}) < len(self.model):
+            raise OptionError("model names one twice: name each once", "model")
+        check_field(self, "stride", self.stride is None or self.stride >= 1, "1 or more")
+        check_field(self, "workers", self.workers is None or self.workers >= 1, "1 or more")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What is judged."""
+        return self.model or ("gpt2",)
