@@ -87,7 +87,11 @@ def judge_by_text(options: EvaluateOptions, place: Place) -> None:
     table at the end. Until then what each has done is kept.
     """
     texts, judged, kept = Texts(options, place.world), [], []
-    for tokenizer in checked_tokenizers(options):
+    tokenizers = {tokenizer.identity: tokenizer for tokenizer in checked_tokenizers(options)}
+    if "-" in options.data and (place.world.size > 1 or len(tokenizers) > 1):  # is read once
+        several = "processes" if place.world.size > 1 else "kinds of tokens"
+        raise OptionError(f"data - with several {several}: save the text to a file", "data")
+    for tokenizer in tokenizers.values():
         texts.of(tokenizer)
     for source, model, tokenizer in loaded(options, place):
         sums = KeptSumsOf(source, model, texts.of(tokenizer), options, place)
@@ -144,9 +148,6 @@ class Texts:
         from ..corpus.tokenizing import default_workers
 
         options, name = self.options, tokenizer.identity
-        if "-" in options.data and (self.world.size > 1 or {name} != {*self._files, name}):
-            several = "processes" if self.world.size > 1 else "kinds of tokens"
-            raise OptionError(f"data - with several {several}: save the text to a file", "data")
         if name not in self._files:
             with self.world.main_first():
                 corpus = prepare(

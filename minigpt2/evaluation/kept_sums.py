@@ -59,6 +59,7 @@ class KeptSums:
         self._next = time.monotonic() + SECONDS
 
     def remove(self) -> None:
-        """Let go of them."""
+        """Let go of them, and of what a process left that was killed while it wrote them."""
         with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
+            for path in [self._path, *self._path.parent.glob(f".{self._path.name}.*.tmp")]:
+                path.unlink(missing_ok=True)
