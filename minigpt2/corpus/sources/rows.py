@@ -82,6 +82,30 @@ def row_chunks(
         yield Chunk(_checked(body, file, number, name), number, True, file.position)
 
 
+def records(file: UnpackedFile, wanted: Sequence[Sequence[str]]) -> Iterator[Row]:
+    """The rows of a file with whatever their fields hold, texts, numbers and lists: of each row the
+    first group of `wanted` fields that it has. Raises InputError for a row that has none of them.
+    """
+    if suffixes_of(file.label)[0] == ".parquet":
+        rows = _parquet(file, lambda schema: _first_group(file, 1, schema.names, wanted))
+    else:
+        rows = ROW_READERS[suffixes_of(file.label)[0]](file, TextConfig())
+    for number, row in rows:
+        names = row if isinstance(row, dict) else ()
+        yield number, {name: row[name] for name in _first_group(file, number, names, wanted)}
+
+
+def _first_group(
+    file: UnpackedFile, number: int, names: Collection[str], wanted: Sequence[Sequence[str]]
+) -> list[str]:
+    for group in wanted:
+        if set(group) <= set(names):
+            return list(group)
+    found = f"has the fields {', '.join(names)[:200]}" if names else "is no object"
+    expected = ", or ".join(" ".join(group) for group in wanted)
+    raise InputError(f"{file.label}:row {number} {found}; the fields wanted are {expected}")
+
+
 def columns_of(names: Collection[str], field: str) -> tuple[str, ...]:
     """The fields of a row with these names that hold its text; none if it is not understood."""
     if field in names:
@@ -163,7 +187,7 @@ def _holds_objects(value: object) -> bool:
 
 def _json_lines(file: UnpackedFile, _: TextConfig) -> Iterator[Row]:
     decode = json.JSONDecoder().decode
-    for number, line in enumerate(_lines(file), 1):
+    for number, line in enumerate(lines_of(file), 1):
         if not line or line.isspace():
             continue
         try:
@@ -178,7 +202,7 @@ def _json_lines(file: UnpackedFile, _: TextConfig) -> Iterator[Row]:
         yield number, row
 
 
-def _lines(file: UnpackedFile) -> Iterator[str]:
+def lines_of(file: UnpackedFile) -> Iterator[str]:
     """Lines that end with \\n, without it."""
     held, size, row = list[str](), 0, 1
     for text in file.texts():
@@ -444,6 +468,11 @@ def _table_lines(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _parquet_rows(file: UnpackedFile, text: TextConfig) -> Iterator[Row]:
+    return _parquet(file, lambda schema: _text_columns(file, schema, text.text_field))
+
+
+def _parquet(file: UnpackedFile, columns_in: Callable[[Any], list[str]]) -> Iterator[Row]:
+    """The rows of a Parquet file, with those columns that are chosen by its schema."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -454,7 +483,7 @@ def _parquet_rows(file: UnpackedFile, text: TextConfig) -> Iterator[Row]:
             table = pyarrow.parquet.ParquetFile(
                 opened, buffer_size=2**20, pre_buffer=False, page_checksum_verification=True
             )
-            columns = _text_columns(file, table.schema_arrow, text.text_field)
+            columns = columns_in(table.schema_arrow)
             done, total, file.position = 0, table.metadata.num_rows, 0
             n_rows = _rows_at_once(table.metadata, file.chunk_bytes)
             for batch in table.iter_batches(n_rows, columns=columns):

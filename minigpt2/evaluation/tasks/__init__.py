@@ -1,0 +1,1 @@
+"""Test sets that others use are scored, and stand beside what they published."""
