@@ -33,9 +33,10 @@ TITLE = re.compile(r"\s*= (?!= ).*(?<! =) =\s*")
 
 
 class Article(NamedTuple):
-    """A document of WikiText as it is in the file."""
+    """A document of WikiText as it is in the file, and the blank lines before the first one."""
 
     page: str
+    before: str = ""
 
 
 def articles(rows: Iterable[TaskRow]) -> list[Article]:
@@ -46,19 +47,22 @@ def articles(rows: Iterable[TaskRow]) -> list[Article]:
     pages, lines = [], []
     for row in rows:
         if "page" in row.values:
-            pages.append(row.text("page"))
+            pages.append(Article(row.text("page")))
         else:
             lines.append(row.text("text") or " \n")
-    return [Article(page) for page in [*pages, *_split("".join(lines))]]
+    return pages + _split("".join(lines))
 
 
-def _split(text: str) -> list[str]:
+def _split(text: str) -> list[Article]:
     pages: list[list[str]] = [[]]
     for line in text.split("\n") if text else []:
         if TITLE.fullmatch(line):
             pages.append([])
         pages[-1].append(line)
-    return [page for page in map("\n".join, pages) if page.strip()]
+    first, *others = map("\n".join, pages)
+    if first.strip() or not others:
+        return [Article(page) for page in (first, *others) if page.strip()]
+    return [Article(others[0], f"{first}\n" * bool(pages[0])), *map(Article, others[1:])]
 
 
 def detokenised(page: str) -> str:
@@ -105,7 +109,7 @@ def score_wikitext(judge: Judge, items: Sequence[Article]) -> Figures:
 
 def _plain(judge: Judge, items: Sequence[Article]) -> Estimate:
     """Nats per token in windows of block_size over all lines, joined by blank lines."""
-    lines = "\n".join(item.page for item in items).split("\n")
+    lines = "\n".join(f"{item.before}{item.page}" for item in items).removesuffix("\n").split("\n")
     text = "\n\n".join(f"{line}\n" if line.strip() else "" for line in lines)
     ids, size = judge.tokenizer.encode(text), judge.block_size
     rows = [
