@@ -36,7 +36,7 @@ HEAD = ("model", "loss", "perplexity", "bits/byte", "bits/character", "tokens")
 
 def main(options: EvaluateOptions) -> int:
     """Judge every model, and print what was found to stdout; every process calls it."""
-    require_local(options.data, options.text)
+    require_local(options.data, None if options.task else options.text)
     for source in options.models:
         require_source(source)
     # with all that is heavy, before signals are raised
@@ -51,6 +51,9 @@ def main(options: EvaluateOptions) -> int:
         logging.getLogger().setLevel(logging.ERROR)  # the main process speaks for all
     device = pick_device(device_of(options.device, world))
     pick_dtype("auto" if options.dtype == "int8" else options.dtype, device, training=False)
+    if options.task:
+        judge_by_task(options, Place(world, device))
+        return 0
     with join(world, device):
         judge_by_text(options, Place(world, device))
     return 0
@@ -105,6 +108,16 @@ def judge_by_text(options: EvaluateOptions, place: Place) -> None:
             print(report(judged))
         for sums in kept:
             sums.file.remove()
+
+
+def judge_by_task(options: EvaluateOptions, place: Place) -> None:
+    """Score test sets by every model, and print the figures beside published ones."""
+    from .tasks import judge
+
+    if place.world.size > 1:
+        raise OptionError("task runs in one process: start it without torchrun", "task")
+    checked_tokenizers(options)
+    judge(options, loaded(options, place), place.device.type)
 
 
 def checked_tokenizers(options: EvaluateOptions) -> list[Tokenizer]:

@@ -53,6 +53,7 @@ def without_effect(options: object, given: Collection[str]) -> Iterator[str]:
     """A line for each reason why fields that were given change nothing beside the other ones."""
     for names, reason in _idle(options):
         values = {**vars(options), **vars(getattr(options, "sampling", options))}
+        values |= vars(getattr(options, "text", options))
         idle = [
             name
             for name in names
@@ -67,6 +68,14 @@ def _idle(options: object) -> Iterator[tuple[tuple[str, ...], str]]:
     """(fields, why they would change nothing) as the other fields are."""
     if isinstance(options, TrainOptions | CorpusOptions | VocabularyOptions) and options.val_data:
         yield ("val_fraction",), "--val-data is what is held out"
+    if isinstance(options, EvaluateOptions) and options.task:
+        names = (
+            "stride",
+            "document_mask",
+            "workers",
+            *(option.name for option in fields(TextConfig)),
+        )
+        yield names, "--task says how its text is read and scored"
     if not isinstance(options, SampleOptions):
         return
     if options.max_new_tokens == 0 and not options.finish_sentence:

@@ -43,12 +43,14 @@ class TokenBar:
 class ScoringBar:
     """How much of a text a model has scored, on a terminal."""
 
-    def __init__(self, name: str, done: int, n_tokens: int, *, shown: bool) -> None:
+    def __init__(
+        self, name: str, done: int, total: int | None, *, shown: bool, unit: str = "token"
+    ) -> None:
         self._bar = tqdm(
             desc=visible(name),
             initial=done,
-            total=n_tokens,
-            unit="token",
+            total=total,
+            unit=unit,
             unit_scale=True,
             disable=not (shown and draws_over(sys.stderr)),
             file=sys.stderr,
@@ -58,6 +60,11 @@ class ScoringBar:
     def update(self, place: int) -> None:
         """Show that everything up to this place is scored."""
         self._bar.update(place - self._bar.n)
+
+    def reach(self, place: int, total: int) -> None:
+        """The same, where how much there is comes to be known while it is done."""
+        self._bar.total = total
+        self.update(place)
 
     def __enter__(self) -> ScoringBar:
         return self

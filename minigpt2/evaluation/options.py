@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-from ..arguments import SampleDType, check_field, check_types
+from ..arguments import SampleDType, check_field, check_types, refuse
 from ..corpus.options import TextConfig
 from ..errors import InputError, OptionError
+
+TaskName = Literal[
+    "wikitext2",
+    "wikitext103",
+    "ptb",
+    "lambada_openai",
+    "lambada_standard",
+    "hellaswag",
+    "cbt_cn",
+    "cbt_ne",
+]
 
 
 @dataclass(frozen=True)
@@ -18,7 +30,10 @@ class EvaluateOptions:
     model: tuple[str, ...] = ()
     """The models to judge: Hub ids, Hugging Face folders or run folders. Default: gpt2."""
     data: tuple[str, ...] = ()
-    """The text: files, folders, globs, hf://datasets/... paths, or - for stdin."""
+    """The text: files, folders, globs, hf://datasets/... paths, or - for stdin. Of one --task: its
+    test set, by default the one on the Hub."""
+    task: tuple[TaskName, ...] = ()
+    """Test sets that others use, instead of a text: the figures stand beside published ones."""
     stride: int | None = None
     """How many tokens one window begins behind another: fewer give each token more to go by, and
     take longer. From 1 to the model's window. Default: half of it."""
@@ -39,7 +54,14 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         check_types(self)
-        if not self.data:
+        for name in self.task:
+            if name not in get_args(TaskName):
+                raise refuse("task", name, ", ".join(get_args(TaskName)))
+        if len({*self.task}) < len(self.task):
+            raise OptionError("task names one twice: name each once", "task")
+        if self.data and len(self.task) > 1:
+            raise OptionError("data is given beside several of task: name one", "data", "task")
+        if not self.data and not self.task:
             raise InputError("--data is missing: name at least one file, folder or glob of text")
         if len({*self.model}) < len(self.model):
             raise OptionError("model names one twice: name each once", "model")

@@ -161,6 +161,10 @@ def read_items(name: str, paths: Sequence[str | Path] = ()) -> Sequence[Any]:
     Raises InputError for what cannot be read or is not of the task.
     """
     task = task_named(name)
+    if "-" in map(str, paths):
+        raise InputError(
+            f"the rows of {name} come from files, not from stdin (-): save them to one"
+        )
     sources = find_sources(list(paths) or [task.source]).sources
     items = task.items(row for source in sources for row in _rows_of(source, task))
     if not items:
