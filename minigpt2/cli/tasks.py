@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..tokenizer import Tokenizer
 
 HEAD = ("model", "metric", "figure", "published", "gap", "published by")
+LARGE = 1e6  # the perplexity of a model that has learned nothing, whose digits say nothing
 SHARES = ("accuracy", "bits")  # in names of figures that are small, and shown with more digits
 
 
@@ -67,18 +68,16 @@ def report(judged: Sequence[Judged]) -> str:
     from ..evaluation.tasks.table import TASKS
 
     score = judged[0].score
-    rows = [row for found in judged for row in _rows(found)]
-    widths = [max(map(len, column)) for column in zip(HEAD, *rows)]
-    head, *rows = (
-        [
-            text.ljust(width) if n in (1, 5) else text
-            for n, (text, width) in enumerate(zip(r, widths))
-        ]
-        for r in (HEAD, *rows)
-    )
+    rows = [HEAD, *(row for found in judged for row in _rows(found))]
+    any_published = any(row[3] for row in rows[1:])
+    columns = list(zip(*rows))[: len(HEAD) if any_published else 3]
+    for n in {1, len(HEAD) - 1} & {*range(len(columns))}:  # text, which begins in line
+        width = max(map(len, columns[n]))
+        columns[n] = tuple(text.ljust(width) for text in columns[n])
+    head, *rows = zip(*columns)
     lines = [f"{score.task}: {TASKS[score.task].about}", "", table(head, rows), ""]
-    if all(found.score.published_for is None for found in judged):
-        lines.append("published figures are for models of GPT-2's four sizes, which this is not")
+    if not any_published:
+        lines.append("no figure is published for models of this shape")
     text = f"{score.n_items:,} item{'s' * (score.n_items != 1)}; on {judged[0].device} in "
     text += f"{judged[0].dtype}; ± standard error over items"
     return "\n".join([*lines, text, score.protocol])
@@ -100,7 +99,9 @@ def _rows(found: Judged) -> Iterator[list[str]]:
 
 
 def _number(metric: Metric, value: float) -> str:
-    return f"{value:.4f}" if any(share in metric.name for share in SHARES) else f"{value:,.2f}"
+    if any(share in metric.name for share in SHARES):
+        return f"{value:.4f}"
+    return f"{value:,.2f}" if abs(value) < LARGE else f"{value:.3g}"
 
 
 def _metric_json(metric: Metric) -> dict[str, Any]:

@@ -73,8 +73,8 @@ class TaskScore:
     """The GPT-2 that has the shape of the model; None if none has."""
 
     def __getitem__(self, name: str) -> Metric:
-        """The metric of this name."""
-        return next(metric for metric in self.metrics if metric.name == name)
+        """The metric of this name; KeyError if there is none."""
+        return {metric.name: metric for metric in self.metrics}[name]
 
 
 Figures = Mapping[str, Estimate]

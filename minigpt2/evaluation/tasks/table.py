@@ -128,7 +128,7 @@ def run_task(
     Raises InputError for a task that does not exist, and for rows that are not of it.
     """
     task = task_named(name)
-    numbered = (_given(number, row, task) for number, row in enumerate(rows, 1))
+    numbered = (_given(number, row, name) for number, row in enumerate(rows, 1))
     return score_items(model, tokenizer, name, task.items(numbered), progress=progress)
 
 
@@ -166,14 +166,15 @@ def read_items(name: str, paths: Sequence[str | Path] = ()) -> Sequence[Any]:
             f"the rows of {name} come from files, not from stdin (-): save them to one"
         )
     sources = find_sources(list(paths) or [task.source]).sources
-    items = task.items(row for source in sources for row in _rows_of(source, task))
+    items = task.items(row for source in sources for row in _rows_of(source, name))
     if not items:
         labels = ", ".join(source.label for source in sources)
         raise InputError(f"{labels} holds nothing of {name}: {_wanted(task)}")
     return items
 
 
-def _rows_of(source: Source, task: Task) -> Iterable[TaskRow]:
+def _rows_of(source: Source, name: str) -> Iterable[TaskRow]:
+    task = TASKS[name]
     file, kind = UnpackedFile(source, CHUNK_BYTES), kind_of(source)
     if kind == "rows":
         for number, values in records(file, task.fields):
@@ -187,12 +188,12 @@ def _rows_of(source: Source, task: Task) -> Iterable[TaskRow]:
         if held:
             yield TaskRow(f"{source.label}: its last line", {"text": held})
     else:
-        raise InputError(f"{source.label} is not of this task: {_wanted(task)}")
+        raise InputError(f"{source.label} is not of {name}: {_wanted(task)}")
 
 
-def _given(number: int, row: Mapping[str, Any], task: Task) -> TaskRow:
-    if not any(set(group) <= set(row) for group in task.fields):
-        raise InputError(f"row {number} is not of this task: {_wanted(task)}")
+def _given(number: int, row: Mapping[str, Any], name: str) -> TaskRow:
+    if not any(set(group) <= set(row) for group in TASKS[name].fields):
+        raise InputError(f"row {number} is not of {name}: {_wanted(TASKS[name])}")
     return TaskRow(f"row {number}", row)
 
 
