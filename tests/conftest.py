@@ -16,6 +16,7 @@ LONG = {
     "test_fuzz_json.py",
     "test_golden.py",
     "test_gpu_check.py",
+    "test_harness.py",
     "test_kill.py",
     "test_processes.py",
     "test_streams.py",

@@ -226,7 +226,8 @@ def _kind(hint: Any) -> tuple[type, bool, tuple[str, ...]]:
     if get_origin(hint) in (Union, UnionType):
         (hint,) = (part for part in get_args(hint) if part is not type(None))
     if get_origin(hint) is tuple:
-        return get_args(hint)[0], True, ()
+        kind, _, choices = _kind(get_args(hint)[0])
+        return kind, True, choices
     if get_origin(hint) is Literal:
         return str, False, get_args(hint)
     return hint, False, ()

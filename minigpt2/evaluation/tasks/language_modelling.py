@@ -1,4 +1,4 @@
-"""WikiText and the Penn Treebank: how well a model predicts running text, per word of the original.
+"""WikiText and the Penn Treebank: running text, judged per word of the original.
 
 Both were cut into words by other programs. A model reads the text as it is usually written, and the
 cost is divided by the words that the original has, so that models with other tokens, and papers,

@@ -1,6 +1,4 @@
-"""Text in words with blanks between them, as tokenizers of the Penn Treebank leave it, as it is
-usually written.
-"""
+"""Text that was cut into words, as the Penn Treebank is, written as one writes it."""
 
 from __future__ import annotations
 
