@@ -1,8 +1,7 @@
 """Models of Hugging Face's transformers as folders, and how far ours is from them when both read
 the same folder.
 
-Every parameter is random: transformers' own start (biases 0, layer norms 1, nearly flat logits)
-hides swapped layer norms and dropped biases at any tolerance. Twelve layers, because h.10 sorts
+Every parameter is random, see `randomise`. Twelve layers, because h.10 sorts
 before h.2.
 """
 
@@ -12,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file, save_file
@@ -20,6 +18,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
+from minigpt2.cli.proofs.walk import randomise, token_ids
 from minigpt2.model import GPT2
 
 transformers.utils.logging.set_verbosity_error()
@@ -35,21 +34,6 @@ GPT2_124M = {
     "std": 0.02,
 }
 TOLERANCE = 1e-10  # float64: rounding stays below 1e-12, the smallest known mistake makes 1e-3
-
-
-def randomise(model: nn.Module, *, std: float = 0.2, seed: int = 0) -> None:
-    """Fill every parameter of a GPT-2, ours or theirs: matrices N(0, std), biases N(0, std / 2),
-    layer norms 1 + N(0, std).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 2:
-                parameter.normal_(0, std, generator=generator)
-            elif name.endswith("bias"):
-                parameter.normal_(0, std / 2, generator=generator)
-            else:
-                parameter.normal_(1, std, generator=generator)
 
 
 def randomised(*, std: float = 0.2, seed: int = 0, **values: object) -> GPT2LMHeadModel:
@@ -69,13 +53,6 @@ def reference(folder: Path, dtype: torch.dtype = torch.float64, **options) -> GP
     )
     assert not any(report.values()), report
     return model
-
-
-def token_ids(vocab_size: int, rows: int, length: int) -> Tensor:
-    """Random ids (rows, length), always the same."""
-    return torch.randint(
-        vocab_size, (rows, length), generator=torch.Generator().manual_seed(rows * length)
-    )
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""What crosses rooms in the proof of an installation, item by item."""
