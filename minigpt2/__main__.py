@@ -1,4 +1,4 @@
-"""The command: minigpt2 train | sample | convert | corpus | report | evaluate"""
+"""The command: minigpt2 train | sample | convert | corpus | report | evaluate | verify"""
 
 from .system.signals import exit_on_signals
 
@@ -17,6 +17,7 @@ COMMANDS = {
     "corpus": "prepare a text for training and report what is in it",
     "report": "write the pictures and pages of a run anew",
     "evaluate": "say how good models are on a text",
+    "verify": "prove that this installation computes what it should",
 }
 
 

@@ -13,7 +13,7 @@ import tyro
 from ..corpus.options import CorpusOptions
 from ..decoding.options import SampleOptions
 from ..errors import InputError
-from ..evaluation.options import EvaluateOptions
+from ..evaluation.options import EvaluateOptions, VerifyOptions
 from ..formats.options import ConvertOptions
 from ..runs.options import ReportOptions
 from ..training.options import TrainOptions
@@ -28,6 +28,7 @@ OPTIONS = {
     "corpus": CorpusOptions,
     "report": ReportOptions,
     "evaluate": EvaluateOptions,
+    "verify": VerifyOptions,
 }
 
 

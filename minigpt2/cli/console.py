@@ -3,7 +3,7 @@
 The exit codes:
 
     0 done, or the reader of the results has had enough of them
-    1 a bug of ours
+    1 a bug of ours, or a FAIL of verify
     2 the user or the environment, such as a result that could not be written
     130, 143, 129 stopped by SIGINT, SIGTERM, SIGHUP
 

@@ -10,7 +10,7 @@ from ..arguments import flag
 from ..corpus.options import CorpusOptions, TextConfig, VocabularyOptions
 from ..decoding.options import SampleOptions
 from ..errors import OptionError
-from ..evaluation.options import EvaluateOptions
+from ..evaluation.options import EvaluateOptions, VerifyOptions
 from ..formats.options import ConvertOptions
 from ..runs.options import ReportOptions
 from ..sampling import SamplingConfig
@@ -22,7 +22,7 @@ OTHER_NAMES = {"val_paths": "val_data", "rank": "lora_rank", "alpha": "lora_alph
 SHARED = (TrainConfig, TextConfig, SamplingConfig)  # by commands and library
 
 COMMANDS = (TrainOptions, CorpusOptions, VocabularyOptions, SampleOptions, ConvertOptions)
-COMMANDS += (ReportOptions, EvaluateOptions)
+COMMANDS += (ReportOptions, EvaluateOptions, VerifyOptions)
 
 FLAGS = {option.name for options in (*SHARED, *COMMANDS) for option in fields(options)}
 FLAGS -= {"text", "training", "sampling", "paths", "source", "dest", "run"}

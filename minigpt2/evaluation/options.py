@@ -1,4 +1,4 @@
-"""What can be set for judging models by a text."""
+"""What can be set for judging models by a text, and an installation by what it computes."""
 
 from __future__ import annotations
 
@@ -72,3 +72,22 @@ class EvaluateOptions:
     def models(self) -> tuple[str, ...]:
         """What is judged."""
         return self.model or ("gpt2",)
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """Prove that this installation computes what it should: PASS, FAIL or NOT HERE for each item,
+    then the machine, and in the last line what to paste into a bug report. Nothing is downloaded.
+    """
+
+    item: tuple[str, ...] = ()
+    """Run these items alone."""
+    full: bool = False
+    """Also what takes minutes: what is compiled, two processes, ten steps of GPT-2."""
+    model: str = "gpt2"
+    """Where OpenAI's GPT-2 124M lies, whose published figures are compared: a folder, or a Hub id
+    that was downloaded before."""
+    json: bool = False
+    """Print all of it as one JSON object."""
+    debug: bool = False
+    """Show the full traceback of an error."""

@@ -31,6 +31,7 @@ from .snapshot import (
 
 __all__ = [
     "MODEL_FILES",
+    "cached_folder",
     "dataset_files",
     "model_folder",
     "require_source",
@@ -67,6 +68,19 @@ def model_folder(
         missing=f"{repo} is not in the cache {hub_cache()} nor a folder here"
         f"{files.did_you_mean(Path(repo), folders_only=True)}",
     )
+
+
+def cached_folder(source: str | Path) -> Path | None:
+    """The folder of a model that is here, as a folder or whole in the Hub's cache, at the revision
+    that `model_folder` takes; None where that would have to ask somebody.
+
+    Raises what `model_folder` raises of a source that is no folder and no Hub id.
+    """
+    if str(source) and Path(source).is_dir():
+        return Path(source)
+    repo, revision = _address(source, None)
+    prepare_client()
+    return next(filter(None, (cached_model(id, revision) for id in ids_of(repo))), None)
 
 
 def revision_of(source: str | Path, folder: Path) -> str | None:
