@@ -25,6 +25,7 @@ SHORTER = {
     "train": ["--max-steps", "1", "--batch-size", "1", "--block-size", "16"],
     "sample": ["--max-new-tokens", "3"],
     "convert_weights": [],
+    "verify": ["--item", "logits"],
 }
 
 
@@ -138,6 +139,8 @@ def in_a_shell(line):
     line = line.replace("python ", f"{shlex.join(warm.python())} ")
     if "train.py" in line:
         line += " " + shlex.join(SHORTER["train"])
+    if line.endswith(" verify"):
+        line += " " + shlex.join(SHORTER["verify"])
     done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
 

@@ -16,7 +16,7 @@ from minigpt2.cli.flags import CommandLine
 from minigpt2.corpus.options import CorpusOptions, VocabularyOptions
 from minigpt2.decoding.options import SampleOptions
 from minigpt2.errors import InputError
-from minigpt2.evaluation.options import EvaluateOptions
+from minigpt2.evaluation.options import EvaluateOptions, VerifyOptions
 from minigpt2.formats.options import ConvertOptions
 from minigpt2.training.options import TrainOptions
 from scripts import ROOT
@@ -28,6 +28,7 @@ COMMANDS = {  # what is typed, options, whether required fields take no flag, wo
     "-m minigpt2.corpus": (CorpusOptions, True, ["a"]),
     "-m minigpt2.corpus vocabulary": (VocabularyOptions, True, ["a", "--out", "b"]),
     "-m minigpt2 evaluate": (EvaluateOptions, False, ["--data", "x"]),
+    "-m minigpt2 verify": (VerifyOptions, False, []),
 }
 EVERY_COMMAND = pytest.mark.parametrize(
     ("options_class", "positional", "enough"), COMMANDS.values(), ids=COMMANDS

@@ -63,6 +63,7 @@ def serve(address: str) -> dict:
     import minigpt2.cli.report
     import minigpt2.cli.sample
     import minigpt2.cli.train
+    import minigpt2.cli.verify
     import minigpt2.corpus.survey
     import minigpt2.decoding.drafters
     import minigpt2.decoding.ready

@@ -35,7 +35,7 @@ from .place import Place
 CPU = torch.device("cpu")
 ROUNDED = 1e-6  # step.py counts the loss in float32
 STEPS, ROWS, TOKENS = 4, 4, 16
-SECONDS = 240  # that processes may take
+SECONDS = 600  # that processes may take
 CUDA = "there is no CUDA device that torch can use"
 
 
