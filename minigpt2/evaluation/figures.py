@@ -1,6 +1,6 @@
-"""The committed figures of an installation's proof, and what is held against them here: token ids,
-logits, gradients, filters and greedy texts.
+"""Committed figures of other programs, and what this one computes, held against them.
 
+Token ids, logits, gradients, filters and greedy texts: what needs no room above this one.
 `assets/verify` holds a tiny model as transformers writes it, and what transformers and torch make
 of it in float64 (tests/verify_figures.py wrote both). Nothing there comes from this program.
 """

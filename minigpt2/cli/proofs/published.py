@@ -41,7 +41,7 @@ class Figures:
 
 PUBLISHED = Figures(
     n_parameters=124_439_808,
-    # transformers, tests/models/gpt2/test_modeling_gpt2.py
+    # transformers' own tests of its GPT-2 (tests/models/gpt2)
     first=(464, 3290),
     greedy=(
         *(464, 3290, 373, 1043, 287, 257, 2214, 1474, 262, 16246, 286, 2688, 290, 2688),
@@ -153,7 +153,7 @@ def steps(known: Known) -> Result:
 
 
 def shakespeare(tokenizer: Tokenizer, n_tokens: int) -> list[int]:
-    """The first tokens of Tiny Shakespeare as llm.c's dev/data/tinyshakespeare.py makes them:
+    """The first tokens of Tiny Shakespeare as llm.c (dev/data) makes them for its tests:
     end-of-text before what everybody says.
     """
     text = (FOLDER / "shakespeare.txt").read_text("utf-8")
