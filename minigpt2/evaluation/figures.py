@@ -2,7 +2,7 @@
 
 Token ids, logits, gradients, filters and greedy texts: what needs no room above this one.
 `assets/verify` holds a tiny model as transformers writes it, and what transformers and torch make
-of it in float64 (tests/verify_figures.py wrote both). Nothing there comes from this program.
+of it in float64 (a script in tests wrote both). Nothing there comes from this program.
 """
 
 from __future__ import annotations
