@@ -1,5 +1,6 @@
-"""What training computes: five steps of AdamW against committed figures, and the rows of the table
-of equivalences that train, each against its plain twin.
+"""What training computes: AdamW's steps against committed figures, and ways to train.
+
+The ways are rows of the table of equivalences, each held against its plain twin.
 """
 
 from __future__ import annotations
