@@ -87,7 +87,7 @@ def test_a_figure_stands_beside_those_that_were_published():
         (["--task", "ptb", "ptb"], "error: --task names one twice"),
         (["--task", "ptb", "--data", "none.txt"], "none.txt does not exist"),
         (["--task", "ptb", "--data", "-"], "come from files, not from stdin"),
-        (["--task", "penn"], "invalid choice 'penn'"),
+        (["--task", "penn"], "--task is 'penn', allowed is wikitext2"),
         ([], "--data is missing"),
     ],
     ids=["other file", "data of two", "twice", "no file", "stdin", "no task", "nothing"],
