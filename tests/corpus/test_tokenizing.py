@@ -12,10 +12,12 @@ import sys
 import tempfile
 import textwrap
 import time
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ from corpora import Bytes, Words, gpt2, ids_of, made_in, rows_of, texts, write
 from minigpt2.corpus import tokenizing
 from minigpt2.corpus.options import TextConfig
 from minigpt2.corpus.prepared import prepare
-from minigpt2.corpus.tokenizing import cut_at_words, last_cut
+from minigpt2.corpus.tokenizing import LAST_CUT, cut_at_words, last_cut
 from minigpt2.errors import InputError
 from minigpt2.tokenizer import Tokenizer
 from scripts import ROOT
@@ -59,12 +61,32 @@ def test_a_million_spaces_are_tokenized(tmp_path):
     assert ids[-1] == gpt2().eot and gpt2().decode(ids[:-1]) == text
 
 
-@pytest.mark.parametrize("character", ["a", "x1!"])
-def test_a_megabyte_without_spaces_takes_less_than_five_seconds(tmp_path, character):
-    paths = write(tmp_path, a=character * (1_000_000 // len(character)))
-    began = time.perf_counter()
-    prepare(paths, gpt2(), cache_dir=tmp_path / "cache")
-    assert time.perf_counter() - began < 5
+@pytest.mark.parametrize("unit", ["a", "x1!", "!?", "日本語", "a<|endoftext|>"])
+def test_a_text_without_spaces_is_looked_at_in_proportion_to_its_length(monkeypatch, unit):
+    work = Counter()
+
+    def counted(function):
+        def counting(text, *more):
+            work[function.__name__] += len(text)
+            return function(text, *more)
+
+        return counting
+
+    for name in ("_cut_elsewhere", "split_long_runs", "kind_of_character"):
+        monkeypatch.setattr(tokenizing, name, counted(getattr(tokenizing, name)))
+    sought = SimpleNamespace(match=counted(LAST_CUT.pattern.match))
+
+    def characters_seen(n):
+        work.clear()
+        text = unit * (n // len(unit))
+        chunks = [text[at : at + 100] for at in range(0, len(text), 100)]
+        last = LAST_CUT._replace(pattern=sought)
+        assert "".join(cut_at_words(chunks, 100, last=last, longest=500)) == text
+        return work.total()
+
+    one, two = characters_seen(2**14), characters_seen(2**15)
+    assert 2**15 <= two <= 10 * 2**15 and two <= 2.5 * one
+    assert not work["match"], "where no whitespace is, no border is sought"
 
 
 def test_long_work_says_how_far_it_is(tmp_path, monkeypatch, caplog):
