@@ -365,6 +365,7 @@ def test_help_and_version_come_within_a_second_and_without_torch(script, flag):
     assert ("usage: " if flag == "--help" else "minigpt2 0.") in done.stdout
 
 
+@pytest.mark.usefixtures("drawn_pages")
 def test_train_then_sample_then_resume(capsys, tmp_path, text, model):
     out = tmp_path / "run"
     settings = ["--model", model, "--batch-size", 3, "--eval-every", 2]

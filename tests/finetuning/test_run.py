@@ -31,6 +31,7 @@ def weights(folder):
     return read_tensors(Path(folder) / "model.safetensors")[0]
 
 
+@pytest.mark.usefixtures("drawn_pages")
 def test_it_has_the_weights_tokens_and_records_that_the_commands_read(run, capsys):
     opened = Run.open("run")
     assert opened == run and not opened.model.training and opened.model is opened.model
@@ -52,6 +53,7 @@ def test_its_weights_are_the_best_not_the_newest(run):
     assert all(torch.equal(best[name], before[name]) for name in before)
 
 
+@pytest.mark.usefixtures("drawn_pages")
 def test_a_notebook_shows_its_curve_and_its_report_in_one_piece_of_html(run):
     shown = run._repr_html_()
     assert shown.startswith("<p><b>run</b>: best at step ")
