@@ -21,6 +21,7 @@ import torch
 
 import warm
 from languages import text_in
+from minigpt2.cli import corpus as corpus_command
 from minigpt2.cli import train as train_command
 from minigpt2.formats.tensors import read_tensors, write_tensors
 from minigpt2.model import GPT2
@@ -293,18 +294,14 @@ def same_text(tmp_path):
     }
 
 
-def test_the_same_text_in_any_shape_makes_the_same_token_files(tmp_path, monkeypatch):
+def test_the_same_text_in_any_shape_makes_the_same_token_files(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MINIGPT2_CACHE", str(tmp_path / "cache"))
     seen = {}
     for name, (argv, stdin) in same_text(tmp_path).items():
-        done = subprocess.run(
-            [*warm.python(), "-m", "minigpt2.corpus", *map(str, argv), "--json"],
-            input=stdin,
-            capture_output=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr.decode()
-        assert json.loads(done.stdout)["documents"] == 40
+        give_stdin(monkeypatch, stdin)
+        code, shown = corpus_command.run([*map(str, argv), "--json"]), capsys.readouterr()
+        assert code == 0, shown.err
+        assert json.loads(shown.out)["documents"] == 40
         for folder in (tmp_path / "cache" / "tokens").glob("[!.]*"):
             files = [(folder / part).read_bytes() for part in ("train.bin", "val.bin")]
             seen[name] = files
@@ -347,7 +344,7 @@ def test_masks_reach_the_run_and_belong_to_it(capsys, tmp_path, model):
 
 @pytest.mark.parametrize("script", ["train", "sample", "convert_weights"])
 @pytest.mark.parametrize("flag", ["--help", "--version"])
-def test_help_and_version_come_within_a_second_and_without_torch(script, flag):
+def test_help_and_version_come_at_once_without_torch_and_the_like(script, flag):
     code = (
         "import runpy, sys\n"
         f"sys.argv = ['{script}.py', '{flag}']\n"
@@ -355,13 +352,12 @@ def test_help_and_version_come_within_a_second_and_without_torch(script, flag):
         f"    runpy.run_path('{script}.py', run_name='__main__')\n"
         "except SystemExit as stop:\n"
         "    assert not stop.code\n"
-        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
+        "heavy = {'torch', 'numpy', 'tiktoken', 'matplotlib', 'huggingface_hub', 'asyncio'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+        "assert len(sys.modules) < 400, 'many small modules take time too'\n"
     )
-    began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    seconds = time.monotonic() - began
     assert done.returncode == 0, done.stderr
-    assert seconds < 1
     assert ("usage: " if flag == "--help" else "minigpt2 0.") in done.stdout
 
 
