@@ -1,5 +1,4 @@
-"""What every token of a text costs a model: texts of any length, in windows that overlap
-(windows.py).
+"""What every token of a text costs a model: texts of any length, in overlapping windows.
 
 Never changes the model, its mode, gradients or any random state.
 
