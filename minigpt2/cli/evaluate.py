@@ -251,7 +251,8 @@ def report(judged: Sequence[Judged]) -> str:
     scores = [found.score for found in judged]
     text = [f"{counted(scores[0].documents, 'document')}, {scores[0].bytes:,} bytes in UTF-8"]
     text += [f"on {judged[0].device} in {judged[0].dtype}"]
-    text += ["± standard error over documents"] * (scores[0].standard_error is not None)
+    known = scores[0].standard_error is not None
+    text += [f"{'±' if known else 'one gives no'} standard error over documents"]
     lines = [table(HEAD, [cells(found) for found in judged]), "", "; ".join(text)]
     protocols = {score.protocol: found.model for found, score in zip(judged, scores)}
     for protocol, model in protocols.items():

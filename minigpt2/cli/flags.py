@@ -133,7 +133,7 @@ class CommandLine:
                 if values and not flag.many:
                     break
                 values.append(words.popleft())
-            if not values and not flag.many and flag.kind is not bool:
+            if not values and flag.kind is not bool:
                 raise InputError(
                     f"{name} lacks its value; one that begins with - is written as {name}=VALUE"
                 )

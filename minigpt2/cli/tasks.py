@@ -79,7 +79,9 @@ def report(judged: Sequence[Judged]) -> str:
     if not any_published:
         lines.append("no figure is published for models of this shape")
     text = f"{score.n_items:,} item{'s' * (score.n_items != 1)}; on {judged[0].device} in "
-    text += f"{judged[0].dtype}; ± standard error over items"
+    text += judged[0].dtype
+    if any(metric.error is not None for found in judged for metric in found.score.metrics):
+        text += "; ± standard error over items"
     return "\n".join([*lines, text, score.protocol])
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..arguments import require_loaded, shown
+from ..arguments import ALLOWED, require, require_loaded, shown
 from ..corpus.token_file import TokenFile
 from ..errors import InputError, OptionError
 from ..loss import perplexity
@@ -50,7 +50,7 @@ class Score:
     tokens: int  # that were scored
     bytes: int  # of the text in UTF-8
     characters: int
-    documents: int
+    documents: int  # with text
     standard_error: float | None
     stride: int
     block_size: int
@@ -251,6 +251,8 @@ def evaluate(
         raise OptionError("texts is one text, allowed are several: put it into a list", "texts")
     if not isinstance(texts, Iterable):
         raise OptionError(f"texts is {shown(texts)}, allowed are several texts", "texts")
+    mask_is_bool = isinstance(document_mask, bool)
+    require("document_mask", document_mask, mask_is_bool, ALLOWED[bool])
     row = LongRow.of_documents(map(tokenizer.encode, texts), tokenizer.eot)
     return evaluate_row(model, tokenizer, row, stride=stride, document_mask=document_mask)
 

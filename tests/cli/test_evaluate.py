@@ -97,6 +97,7 @@ def test_models_of_other_tokens_and_windows_are_told_apart(place, capsys):
     result = run(capsys, "--model", "one", "small", "--data", "note.txt")
     *_, about, one, small, note = result.out.splitlines()
     assert about.startswith("1 document, ") and "±" not in result.out
+    assert about.endswith("; one gives no standard error over documents")
     assert one.startswith("one: windows of 23 ") and small.startswith("small: windows of 11 ")
     assert note.endswith("compare bits per byte, not loss and perplexity")
     assert run(capsys, "--model", "one", "--data", "note.txt").out.count("different") == 0

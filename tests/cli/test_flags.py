@@ -45,6 +45,7 @@ def leaves(options_class):
 def values_for(name, kind):
     """Two values that a flag takes."""
     choices = {"preset": ("nano", "gpt2"), "dtype": ("float32", "float16"), "to": ("hf", "hf")}
+    choices |= {"task": ("ptb", "hellaswag")}
     return choices.get(name, ("keep", "drop") if name == "duplicates" else ("1", "2"))
 
 
@@ -86,6 +87,7 @@ def test_every_flag_given_twice_is_refused_by_name_with_both_values(
         ("--prompt x --top-p much", "--top-p is 'much', allowed is a number"),
         ("--prompt --json", "--prompt lacks its value; one that begins with - is written as"),
         ("--prompt", "--prompt lacks its value"),
+        ("--prompt x --stop --json", "--stop lacks its value"),
     ],
 )  # fmt: skip
 def test_a_word_that_is_wrong_is_named_with_what_was_meant(argv, message):

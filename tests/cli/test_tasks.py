@@ -79,6 +79,11 @@ def test_a_figure_stands_beside_those_that_were_published():
     assert lines[-1] == "how it is done"
 
 
+def test_errors_are_explained_where_there_are_some():
+    score = TaskScore("ptb", (Metric("word_perplexity", 2.0, None),), 12, "how it is done", None)
+    assert "±" not in report([Judged("one", score, "float32", "cpu")])
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

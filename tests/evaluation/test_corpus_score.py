@@ -236,6 +236,11 @@ def test_what_are_no_texts_and_what_is_too_short_is_refused(texts, told):
         evaluate(random_model(), BYTES, texts)
 
 
+def test_a_mask_that_is_no_truth_value_is_refused():
+    with pytest.raises(InputError, match="document_mask is 'no', allowed is True or False"):
+        evaluate(random_model(), BYTES, ["a lamp"], document_mask="no")
+
+
 @pytest.mark.parametrize("stride", [0, 32, 1.5])
 def test_another_stride_is_refused(stride):
     with pytest.raises(OptionError, match="stride is"):
