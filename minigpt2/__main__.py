@@ -1,4 +1,4 @@
-"""The command: minigpt2 train | sample | convert | corpus | report | evaluate | verify"""
+"""The command: minigpt2 train | sample | convert | corpus | report | evaluate | verify | explain"""
 
 from .system.signals import exit_on_signals
 
@@ -18,6 +18,7 @@ COMMANDS = {
     "report": "write the pictures and pages of a run anew",
     "evaluate": "say how good models are on a text",
     "verify": "prove that this installation computes what it should",
+    "explain": "write a page that shows how a model reads a text",
 }
 
 

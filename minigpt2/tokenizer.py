@@ -16,9 +16,11 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, replace
 from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import regex
 import tiktoken
 
 from .arguments import id_list, refuse, texts, whole
@@ -246,6 +248,45 @@ class Tokenizer:
             return self
         templates = {**self._vocabulary.templates, CHAT: TEMPLATE}
         return self._of(replace(self._vocabulary, templates=templates))
+
+    def pieces(self, text: str) -> list[str | int]:
+        """What a text is cut into before anything is merged, and added words as their ids.
+
+        What `encode` makes of the text is what it makes of the pieces, one after the other (but
+        for `LONGEST_PIECE`). Raises InputError for what is no text.
+        """
+        _check_text(text)
+        found: list[str | int] = []
+        for part in self._words.split(text, special=False):
+            if isinstance(part, int):
+                found.append(part)
+            else:
+                found += regex.findall(PIECES, self._prefixed(part))
+        return found
+
+    def merge_steps(self, piece: str) -> list[list[bytes]]:
+        """A piece as its bytes, then after every merge, at last as its tokens: byte-level BPE
+        written out to be read. Its time grows with the square of the length.
+        """
+        ranks, parts = self._ranks, [bytes([byte]) for byte in piece.encode()]
+        steps = [parts]
+        while unions := [left + right for left, right in pairwise(parts)]:
+            first = min(unions, key=lambda union: ranks.get(union, len(ranks)))
+            if first not in ranks:
+                break
+            at = unions.index(first)
+            parts = [*parts[:at], first, *parts[at + 2 :]]
+            steps.append(parts)
+        return steps
+
+    @cached_property
+    def _ranks(self) -> dict[bytes, int]:
+        return {token: rank for rank, token in enumerate(self._vocabulary.tokens)}
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What it was made of: tokens in the order of merging, ids, added words, settings."""
+        return self._vocabulary
 
     def _prefixed(self, text: str) -> str:
         """The text with the space in front that some vocabularies want (add_prefix_space)."""

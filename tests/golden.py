@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))  # of several checkouts, the one that this file is
 from minigpt2.corpus.options import CorpusOptions, VocabularyOptions  # noqa: E402
 from minigpt2.decoding.options import SampleOptions  # noqa: E402
 from minigpt2.evaluation.options import EvaluateOptions, VerifyOptions  # noqa: E402
+from minigpt2.explain.options import ExplainOptions  # noqa: E402
 from minigpt2.formats.options import ConvertOptions  # noqa: E402
 from minigpt2.runs.options import ReportOptions  # noqa: E402
 from minigpt2.training.options import TrainOptions  # noqa: E402
@@ -44,6 +45,7 @@ COMMANDS = {  # the words after python, and what their flags are made of
     "-m minigpt2 report": ReportOptions,
     "-m minigpt2 evaluate": EvaluateOptions,
     "-m minigpt2 verify": VerifyOptions,
+    "-m minigpt2 explain": ExplainOptions,
 }
 POSITIONAL = (
     ConvertOptions,

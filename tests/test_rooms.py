@@ -24,6 +24,7 @@ NOT_IN_LECTURES = {"hub", "cli", "runs", "corpus", "training"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 HOMES = {
     "tiktoken": {"tokenizer"},
+    "regex": {"tokenizer"},
     "huggingface_hub": {"hub/client", "hub/patience", "hub/remote", "hub/download"},
     "safetensors": {"formats/tensors"},
     "einops": {"model"},

@@ -14,6 +14,7 @@ from ..corpus.options import CorpusOptions
 from ..decoding.options import SampleOptions
 from ..errors import InputError
 from ..evaluation.options import EvaluateOptions, VerifyOptions
+from ..explain.options import ExplainOptions
 from ..formats.options import ConvertOptions
 from ..runs.options import ReportOptions
 from ..training.options import TrainOptions
@@ -29,6 +30,7 @@ OPTIONS = {
     "report": ReportOptions,
     "evaluate": EvaluateOptions,
     "verify": VerifyOptions,
+    "explain": ExplainOptions,
 }
 
 

@@ -265,8 +265,8 @@ def _command() -> str:
     script = Path(sys.argv[0])
     if script.name not in PROGRAMS:
         return f"python {script.name}"
-    if script.parent.name == "corpus":
-        return "python -m minigpt2.corpus"
+    if script.parent.name in ("corpus", "explain"):
+        return f"python -m minigpt2.{script.parent.name}"
     return " ".join([*_program(), *sys.argv[1:2]])
 
 

@@ -11,6 +11,7 @@ from ..corpus.options import CorpusOptions, TextConfig, VocabularyOptions
 from ..decoding.options import SampleOptions
 from ..errors import OptionError
 from ..evaluation.options import EvaluateOptions, VerifyOptions
+from ..explain.options import ExplainOptions
 from ..formats.options import ConvertOptions
 from ..runs.options import ReportOptions
 from ..sampling import SamplingConfig
@@ -22,7 +23,7 @@ OTHER_NAMES = {"val_paths": "val_data", "rank": "lora_rank", "alpha": "lora_alph
 SHARED = (TrainConfig, TextConfig, SamplingConfig)  # by commands and library
 
 COMMANDS = (TrainOptions, CorpusOptions, VocabularyOptions, SampleOptions, ConvertOptions)
-COMMANDS += (ReportOptions, EvaluateOptions, VerifyOptions)
+COMMANDS += (ReportOptions, EvaluateOptions, VerifyOptions, ExplainOptions)
 
 FLAGS = {option.name for options in (*SHARED, *COMMANDS) for option in fields(options)}
 FLAGS -= {"text", "training", "sampling", "paths", "source", "dest", "run"}

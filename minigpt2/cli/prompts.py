@@ -33,19 +33,29 @@ def read_prompts(options: SampleOptions) -> list[str]:
         return _many(Path(options.prompts_file))
     if options.prompt_file is not None:
         return [_text(Path(options.prompt_file), "--prompt-file")]
-    if options.prompt == "-":
+    assert options.prompt is not None
+    return [prompt_of(options.prompt, otherwise="use --prompt-file")]
+
+
+def prompt_of(given: str, *, otherwise: str = "use --prompt -") -> str:
+    """The text that --prompt stands for: what stdin has for -, else the text with its escapes read,
+    where a notice says so and names what reads it as it is.
+
+    Raises InputError for a stdin that is too long, or is no UTF-8.
+    """
+    if given == "-":
         data = read_stdin(LONGEST + 1)
         if len(data) > LONGEST:
             raise InputError(f"stdin has more than {LONGEST:,} bytes: give a shorter prompt")
-        return [_decoded(data, "stdin")]
-    assert options.prompt is not None
-    prompt = unescape(options.prompt)
-    if prompt != options.prompt:
+        return _decoded(data, "stdin")
+    prompt = unescape(given)
+    if prompt != given:
         logger.info(
-            r"--prompt: \n, \t, \r and \\ stand for other characters; write \\n for \n itself, or "
-            "use --prompt-file"
+            r"--prompt: \n, \t, \r and \\ stand for other characters; write \\n for \n itself, "
+            "or %s",
+            otherwise,
         )
-    return [prompt]
+    return prompt
 
 
 def _many(path: Path) -> list[str]:

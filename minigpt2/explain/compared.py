@@ -59,7 +59,7 @@ def differences(model_a: GPT2, model_b: GPT2, idx: Tensor) -> Differences:
         nats_b=tuple(surprise(model_b, idx)[0]),
         divergence=(log_a.exp() * (log_a - log_b)).sum(-1),
         streams=torch.stack([(y - x).norm(dim=-1) / x.norm(dim=-1) for x, y in pairs]),
-        weights=_moved(dict(_weights(model_a)), dict(_weights(model_b))),
+        weights=_moved(dict(plain_weights(model_a)), dict(plain_weights(model_b))),
     )
 
 
@@ -77,7 +77,7 @@ def _difference_of_shape(model_a: GPT2, model_b: GPT2) -> str | None:
     return None
 
 
-def _weights(model: GPT2) -> Iterator[tuple[str, Tensor]]:
+def plain_weights(model: GPT2) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a plain model, adapters folded into them."""
     with torch.device("meta"):
         names = [name for name, _ in GPT2(model.config).named_parameters()]

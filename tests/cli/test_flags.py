@@ -17,6 +17,7 @@ from minigpt2.corpus.options import CorpusOptions, VocabularyOptions
 from minigpt2.decoding.options import SampleOptions
 from minigpt2.errors import InputError
 from minigpt2.evaluation.options import EvaluateOptions, VerifyOptions
+from minigpt2.explain.options import ExplainOptions
 from minigpt2.formats.options import ConvertOptions
 from minigpt2.training.options import TrainOptions
 from scripts import ROOT
@@ -29,6 +30,7 @@ COMMANDS = {  # what is typed, options, whether required fields take no flag, wo
     "-m minigpt2.corpus vocabulary": (VocabularyOptions, True, ["a", "--out", "b"]),
     "-m minigpt2 evaluate": (EvaluateOptions, False, ["--data", "x"]),
     "-m minigpt2 verify": (VerifyOptions, False, []),
+    "-m minigpt2 explain": (ExplainOptions, False, ["--prompt", "a"]),
 }
 EVERY_COMMAND = pytest.mark.parametrize(
     ("options_class", "positional", "enough"), COMMANDS.values(), ids=COMMANDS

@@ -1,0 +1,43 @@
+"""Write a page that shows how a model reads a text: python -m minigpt2 explain --prompt TEXT"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError
+from ..explain.options import ExplainOptions
+from ..hub.folders import require_source
+from .console import run_script
+from .prompts import prompt_of
+
+logger = logging.getLogger(__name__)
+
+
+def main(options: ExplainOptions) -> int:
+    """Read one or two models and a prompt, and write the page."""
+    out, prompt = Path(options.out), prompt_of(options.prompt)
+    if not prompt:
+        raise InputError("--prompt is empty: give it at least one word")
+    sources = [options.model, *([] if options.compare is None else [options.compare])]
+    for source in sources:
+        require_source(source)
+    from ..explain.page import Subject, check_place, checked_ids, write_page
+    from ..model import GPT2
+    from ..tokenizer import Tokenizer
+
+    check_place(out)
+    subjects = []
+    for source in sources:
+        tokenizer = Tokenizer.from_pretrained(source)
+        subjects.append(Subject(source, GPT2.from_pretrained(source), tokenizer))
+        checked_ids(subjects[0], prompt)  # before a second model is read
+    write_page(out, subjects, prompt)
+    logger.info("%s shows how %s reads it: open it in a browser", out, " and ".join(sources))
+    return 0
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """The command, from its flags to its exit code."""
+    return run_script(main, ExplainOptions, argv)

@@ -1,0 +1,25 @@
+"""What can be set for a page that explains a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ExplainOptions:
+    """Write a page that shows, step by step, how a model reads a text: one file that opens in any
+    browser and loads nothing. Of small models the page reads what is typed there, too.
+    """
+
+    prompt: str
+    """The text, of 128 tokens at most; \\n, \\t, \\r and \\\\ are understood. - reads it from
+    stdin, as it is."""
+    model: str = "gpt2"
+    """A Hub id, a Hugging Face folder or a run folder."""
+    compare: str | None = None
+    """A second model of the same shape, such as the first before it was fine-tuned, to be shown
+    beside it."""
+    out: str = "explain.html"
+    """The file to write; another page of this kind is replaced."""
+    debug: bool = False
+    """Show the full traceback of an error."""
