@@ -73,6 +73,7 @@ def live_tokenizer(tokenizer: Tokenizer) -> dict[str, object]:
     return {
         "tokens": " ".join(map(spelled, found.tokens)),
         "ids": None if in_order else list(found.ids),
+        "special": {id: spelled(name.encode()) for name, id in found.special.items()},
         "pattern": pattern,
         "prefixSpace": found.prefix_space,
     }

@@ -164,6 +164,52 @@ function attributionOf({ config, weights: w }, found, token) {
   };
 }
 
+// How two forward passes of one text differ, as compared.py has it.
+function differencesOf([a, b], models) {
+  const [logsA, logsB] = [a, b].map(({ logits }, i) => logProbs(logits, models[i].config.vocab_size));
+  const size = models[0].config.vocab_size, width = models[0].config.n_embd;
+  const divergence = [], streams = [], nTokens = a.logits.length / size;
+  for (let t = 0; t < nTokens; t++) {
+    let sum = 0;
+    for (let i = t * size; i < (t + 1) * size; i++)
+      sum += Math.exp(logsA[i]) * (logsA[i] - logsB[i]);
+    divergence.push(sum);
+  }
+  const [streamsA, streamsB] = [a, b].map((found) =>
+    [...found.layers.map((layer) => layer.before), found.last]);
+  streamsA.forEach((x, depth) => {
+    for (let t = 0; t < nTokens; t++) {
+      const from = x.subarray(t * width, (t + 1) * width);
+      const moved = from.map((value, i) => streamsB[depth][t * width + i] - value);
+      streams.push(Math.hypot(...moved) / Math.hypot(...from));
+    }
+  });
+  return { divergence: array([nTokens], divergence),
+    streams: array([streamsA.length, nTokens], streams) };
+}
+
+function logProbs(logits, size) {
+  const found = new Float64Array(logits.length);
+  for (let from = 0; from < logits.length; from += size) {
+    const line = logits.subarray(from, from + size), most = largest(line);
+    const total = Math.log(line.reduce((sum, x) => sum + Math.exp(x - most), 0));
+    for (let i = 0; i < size; i++) found[from + i] = line[i] - most - total;
+  }
+  return found;
+}
+
+// Multiplications of the token after n others, by part: all again, and with a cache (costs.py).
+function costsOf({ vocab_size, n_embd: width, n_inner: inner, n_layer }, n) {
+  const parts = (fresh, cached) => {
+    const each = n_layer * fresh, pairs = each * (fresh + cached) * width;
+    return [each * 3 * width ** 2, pairs, pairs, each * width ** 2, each * 2 * width * inner,
+      vocab_size * width];
+  };
+  const again = parts(n + 1, 0), cached = parts(1, n);
+  return { parts: data.models[0].costs.parts.map(([name], i) => [name, again[i], cached[i]]),
+    numbers: 2 * n_layer * width * n };
+}
+
 function natsOf(model, logits, ids) {
   const size = model.config.vocab_size;
   return ids.map((id, t) =>

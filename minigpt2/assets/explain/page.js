@@ -21,8 +21,10 @@ function unpacked(value) {
   if (Array.isArray(value)) return value.map(unpacked);
   if (value === null || typeof value !== "object") return value;
   if (typeof value.kind === "string" && value.kind in NUMBERS) return numbersOf(value);
-  return Object.fromEntries(Object.entries(value).map(([name, held]) => [name, unpacked(held)]));
+  return Object.fromEntries(Object.entries(value).map(([name, held]) =>
+    [name, LATER.has(name) ? held : unpacked(held)]));
 }
+const LATER = new Set(["live", "tokenizer"]); // needed once something is typed
 
 function numbersOf({ kind, shape, data }) {
   const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
@@ -32,7 +34,9 @@ function numbersOf({ kind, shape, data }) {
 }
 
 // The number that 16 bits of IEEE 754 mean.
-function halfFloat(bits) {
+const halfFloat = (bits) => (HALVES ??= Float32Array.from({ length: 65536 }, (_, i) => half(i)))[bits];
+let HALVES = null;
+function half(bits) {
   const sign = bits & 0x8000 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
   if (exponent === 0) return sign * fraction * 2 ** -24;
   if (exponent === 31) return fraction ? NaN : sign * Infinity;
@@ -83,7 +87,7 @@ const hexOf = (byte) => "\\x" + byte.toString(16).padStart(2, "0");
 const escapeOf = (c) => "\\u{" + c.codePointAt(0).toString(16).padStart(4, "0") + "}";
 
 const written = (number, digits = 3) =>
-  !Number.isFinite(number) ? "–"
+  !Number.isFinite(number) ? "–" : Math.abs(number) < 0.5 * 10 ** -digits ? (0).toFixed(digits)
     : Math.abs(number) >= 1e4 ? number.toLocaleString("en-US", { maximumFractionDigits: 0 })
       : number.toFixed(digits);
 const percent = (p) => (p >= 0.9995 ? "100 %" : p >= 0.0995 ? (100 * p).toFixed(1) + " %"
@@ -131,16 +135,15 @@ function forModels(draw, { live = true } = {}) {
 // ---- tables --------------------------------------------------------------------------------------
 
 // A table: columns as texts, rows of cells, of which the first heads its row.
-function table(caption, columns, rows, { marked = -1, wide = false } = {}) {
+function table(caption, columns, rows, { marked = -1 } = {}) {
   const cell = (value, i) => (value instanceof Cell ? value.element(i)
     : el(i ? "td" : "th", i ? {} : { scope: "row" }, value));
-  return el("div", { class: "scroll" + (wide ? " wide" : ""), tabindex: 0, role: "region",
-    "aria-label": caption },
-    el("table", {},
-      el("caption", {}, caption),
+  const scroll = el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
+    el("table", { "aria-label": caption },
       el("thead", {}, el("tr", {}, columns.map((name) => el("th", { scope: "col" }, name)))),
       el("tbody", {}, rows.map((cells, n) =>
         el("tr", { class: n === marked ? "marked" : null }, cells.map(cell))))));
+  return el("div", { class: "table" }, el("p", { class: "caption" }, caption), scroll);
 }
 
 class Cell {
@@ -626,7 +629,7 @@ function differencesView() {
       ...[...row(found.streams, depth)].map((x) => new Cell(written(x), { share: x / shares }))]));
   return [
     table("Token by token", ["token", `nats, ${names[0]}`, `nats, ${names[1]}`,
-      `next, ${names[0]}`, `next, ${names[1]}`, "divergence (nats)"], rows, { wide: true }),
+      `next, ${names[0]}`, `next, ${names[1]}`, "divergence (nats)"], rows),
     behind("Streams, layer by layer", streams),
     table(`The weights that moved furthest; ${found.unmoved} of ${found.tensors} tensors did not move`,
       ["tensor", "moved by"], found.weights.map(([name, x]) =>
@@ -665,7 +668,73 @@ function drawPlace() {
   }));
 }
 
+// ---- live: what is typed is read in the page -----------------------------------------------------
+
+let reader = null; // tokenizer and models, once something was typed
+
+function makeReader() {
+  const { tokens, ids, special, ...how } = data.tokenizer;
+  const byteTexts = tokens.split(" ").map((text) => String.fromCharCode(...bytesSpelled(text)));
+  const names = new Map(byteTexts.map((text, rank) => [ids ? ids[rank] : rank, bytesIn(text)]));
+  for (const [id, text] of Object.entries(special)) names.set(Number(id), bytesSpelled(text));
+  const models = data.models.map(({ live }) => ({ ...live, weights: Object.fromEntries(
+    Object.entries(live.weights).map(([name, packed]) => [name, numbersOf(packed).data])) }));
+  return { tokenizer: makeTokenizer({ ...how, tokens: byteTexts, ids }), models,
+    name: (id) => names.get(id) ?? new Uint8Array() };
+}
+
+// The scene of any text, or a line that says why there is none.
+function read(text) {
+  reader ??= makeReader();
+  const ids = encode(reader.tokenizer, text);
+  if (!ids.length) return "Type something: a model needs at least one token.";
+  if (ids.length > data.limit) return `${ids.length} tokens: the page reads ${data.limit} at most.`;
+  const known = Math.min(...reader.models.map((model) => model.config.vocab_size));
+  if (Math.max(...ids) >= known) return "The model has no row for some of these tokens.";
+  const pieces = piecesOf(reader.tokenizer, text).map((piece) => {
+    const short = bytesOf(piece).length <= 40, steps = mergeSteps(reader.tokenizer, piece, short);
+    return { steps: steps.map((parts) => parts.map((part) => spelledBytes(bytesIn(part))).join(" ")) };
+  });
+  const insides = reader.models.map((model) => inside(model, ids));
+  const models = data.models.map((model, i) => ({ ...model, inside: insides[i],
+    costs: costsOf(reader.models[i].config, ids.length) }));
+  const differences = data.differences && { ...data.differences,
+    ...differencesOf(insides.map((one) => one.found), reader.models) };
+  return { ids, pieces, models, differences, name: reader.name };
+}
+
+const CHAR_OF = new Map([...BYTE_OF].map(([character, byte]) => [byte, character]));
+const spelledBytes = (bytes) => Array.from(bytes, (byte) => CHAR_OF.get(byte)).join("");
+
+function drawTyping() {
+  const told = el("p", { class: "note", role: "status", id: "told" }, "Type any text of up to "
+    + `${data.limit} tokens: everything below follows.`);
+  const rounded = data.models.map(({ name, rounding }) =>
+    `${data.models.length > 1 ? name + ": " : ""}scores by ${rounding.scores.toPrecision(2)} at most, `
+    + `the last token’s probabilities by ${rounding.nats.toPrecision(2)} nats`).join("; ");
+  let waiting = 0, took = 0;
+  const box = el("textarea", { id: "text", maxlength: 2000, dir: "auto", spellcheck: "false",
+    "aria-describedby": "told rounded", oninput: () => {
+      clearTimeout(waiting);
+      waiting = setTimeout(() => follow(box.value), Math.max(150, took));
+    } });
+  box.value = data.prompt;
+  function follow(text) {
+    const begun = performance.now(), found = read(text);
+    if (typeof found === "string") return told.replaceChildren(found);
+    scene = found;
+    Object.assign(state, { token: scene.ids.length - 1 });
+    drawAll();
+    took = performance.now() - begun;
+    told.replaceChildren(`${scene.ids.length} tokens, read in this page in ${Math.round(took)} ms.`);
+  }
+  return [el("label", { for: "text" }, "The text"), box, told,
+    el("p", { class: "note", id: "rounded" }, "What is typed is read with weights rounded to float16. "
+      + `On the text that the page was made with, this changes ${rounded}.`)];
+}
+
 function drawPrompt() {
+  if (!data.fixed) return document.getElementById("prompt").replaceChildren(...drawTyping());
   const said = el("pre", { class: "sample", dir: "auto" }, data.prompt);
   const why = data.fixed ? el("p", { class: "note" }, `The prompt of this page is fixed: ${data.fixed}.`)
     : null;
