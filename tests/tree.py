@@ -18,6 +18,7 @@ ROOMS = (
     "finetuning",
     "evaluation",
     "decoding",
+    "explain",
     "formats",
     "hub",
     "runs",

@@ -30,6 +30,7 @@ COMMANDS = {
     "convert": "convert_weights.py model {out}",
     "corpus": "-m minigpt2.corpus text.txt --model model",
     "evaluate": "-m minigpt2 evaluate --model model --data text.txt",
+    "explain": "-m minigpt2 explain --model model --prompt lamp --out {out}.html",
     "help": "train.py --help",
     "version": "sample.py --version",
     "interactive": "sample.py --model model --interactive --max-new-tokens 3",

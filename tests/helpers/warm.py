@@ -60,6 +60,7 @@ def serve(address: str) -> dict:
     import minigpt2.cli.convert
     import minigpt2.cli.corpus
     import minigpt2.cli.evaluate
+    import minigpt2.cli.explain
     import minigpt2.cli.report
     import minigpt2.cli.sample
     import minigpt2.cli.train
@@ -69,6 +70,7 @@ def serve(address: str) -> dict:
     import minigpt2.decoding.ready
     import minigpt2.decoding.text
     import minigpt2.evaluation.kept_sums
+    import minigpt2.explain.page
     import minigpt2.lora
     import minigpt2.runs.card
     import minigpt2.runs.page

@@ -80,7 +80,8 @@ function shownBytes(bytes) {
     const text = strict.decode(bytes).replace(UNSEEN, (c) => ESCAPES[c] ?? escapeOf(c));
     return text.replaceAll(" ", "␣");
   } catch {
-    return [...bytes].map((b) => (b > 0x20 && b < 0x7f ? String.fromCharCode(b) : hexOf(b))).join("");
+    return [...bytes].map((b) => (b > 0x20 && b < 0x7f ? String.fromCharCode(b)
+      : b === 0x20 ? "␣" : hexOf(b))).join("");
   }
 }
 const hexOf = (byte) => "\\x" + byte.toString(16).padStart(2, "0");
@@ -99,7 +100,7 @@ const grouped = (number) => Math.round(number).toLocaleString("en-US");
 const data = unpacked(JSON.parse(document.getElementById("data").textContent));
 const state = { token: data.ids.length - 1, layer: 0, head: 0, attention: "probs" };
 const sampler = { temperature: 1, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1 };
-let scene = { ids: data.ids, pieces: data.pieces, models: data.models, costs: null,
+let scene = { text: data.prompt, ids: data.ids, pieces: data.pieces, models: data.models,
   differences: data.differences, name: (id) => bytesSpelled(data.names[id] ?? "") };
 let updates = [];
 
@@ -700,7 +701,7 @@ function read(text) {
     costs: costsOf(reader.models[i].config, ids.length) }));
   const differences = data.differences && { ...data.differences,
     ...differencesOf(insides.map((one) => one.found), reader.models) };
-  return { ids, pieces, models, differences, name: reader.name };
+  return { text, ids, pieces, models, differences, name: reader.name };
 }
 
 const CHAR_OF = new Map([...BYTE_OF].map(([character, byte]) => [byte, character]));

@@ -1,0 +1,301 @@
+"""The page in a real browser: what it shows and computes is what the library does."""
+
+import json
+import random
+
+import pytest
+import torch
+
+from browser import Opened, browser, findings
+from hf_models import randomise
+from languages import LANGUAGES
+from minigpt2 import GPT2, GPT2Config, SamplingConfig, Tokenizer
+from minigpt2.explain.inside import Reading, inside
+from minigpt2.explain.live import rounded_model
+from minigpt2.explain.page import Subject, page
+from minigpt2.sampling import probabilities
+
+PROMPT = "The lamp <b>went</b> out, and the lamp</script> went שלום \u202e\x07 café 灯"
+CONFIG = GPT2Config(vocab_size=600, block_size=100, n_embd=24, n_layer=3, n_head=4)
+
+
+def subject(name: str = "first", seed: int = 0, **values) -> Subject:
+    model = GPT2(GPT2Config(**{**vars(CONFIG), **values})).eval()
+    randomise(model, std=0.3, seed=seed)
+    return Subject(name, model, Tokenizer.gpt2(600))
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def first():
+    return subject()
+
+
+@pytest.fixture(scope="module")
+def file(first, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "explain.html"
+    path.write_text(page([first], PROMPT), "utf-8")
+    return path
+
+
+@pytest.fixture
+def tab(chromium, file):
+    with Opened(chromium, file) as found:
+        yield found
+
+
+def read(tab, text: str) -> None:
+    """Type a text, and wait for what the page makes of it."""
+    tab.fill("#text", text)
+    tab.wait_for_function("text => scene.text === text", arg=text)
+
+
+HOW = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+CAMEL = ("temperature", "topK", "topP", "minP", "repetitionPenalty")
+
+
+def sampling_case(draw: random.Random) -> tuple[list[float], list[float], list[int]]:
+    """A row of scores, many of them equal, how to sample, and the text so far."""
+    size = draw.choice([1, 2, 7, 50])
+    step = draw.choice([0.5, 0.01, 1e-6])
+    logits = [round(draw.gauss(0, 3) / step) * step for _ in range(size)]
+    how = [
+        draw.choice([0, 0.004, 0.3, 1, 1.7]),
+        draw.choice([0, 1, 2, 5, 40, 60]),
+        draw.choice([0, 0.1, 0.5, 0.77, 0.95, 1]),
+        draw.choice([0, 0.05, 0.3, 1]),
+        draw.choice([1, 1.2, 0.7]),
+    ]
+    return logits, how, [draw.randrange(size) for _ in range(draw.randrange(4))]
+
+
+def test_the_sliders_compute_what_sampling_does(tab):
+    draw = random.Random(0)
+    cases = [sampling_case(draw) for _ in range(1000)]
+    asked = [[x, dict(zip(CAMEL, how)), text] for x, how, text in cases]
+    script = "cases => cases.map(([x, how, text]) => "
+    script += "[...probabilities(Float32Array.from(x), how, text)])"
+    for (logits, how, text), found in zip(cases, tab.evaluate(script, asked)):
+        config = SamplingConfig(**dict(zip(HOW, how)))
+        expected = probabilities(torch.tensor([logits]), config, [text])[0]
+        found = torch.tensor(found)
+        assert torch.equal(found > 0, expected > 0), (logits, how, text)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def texts() -> list[str]:
+    lines = [line for lines in LANGUAGES.values() for line in lines]
+    odd = ["", " ", "\n\n  x", "a\u2028b\u0085c\ufeffd", "x  \t", "it's they'LL 12½ Ⅷ", "\x00\x1f"]
+    odd += ["<|endoftext|>", "a\u3000 b", "é e\u0301 \U0001f468\u200d\U0001f469", "  \u200b  "]
+    draw = random.Random(1)
+    pool = [c for line in lines + odd for c in line] + list("  \n\t'")
+    mixed = ["".join(draw.choices(pool, k=draw.randrange(40))) for _ in range(200)]
+    return lines + odd + mixed
+
+
+@pytest.mark.parametrize("vocab_size", [257, 600, 50257])
+def test_typed_texts_have_the_ids_that_the_tokenizer_gives(chromium, tmp_path, vocab_size):
+    tokenizer = Tokenizer.gpt2(vocab_size)
+    model = GPT2(GPT2Config(vocab_size=vocab_size, block_size=20, n_embd=4, n_layer=1, n_head=1))
+    (tmp_path / "page.html").write_text(page([Subject("m", model.eval(), tokenizer)], "a"), "utf-8")
+    with Opened(chromium, tmp_path / "page.html") as tab:
+        script = (
+            "texts => (({ tokenizer }) => texts.map((t) => encode(tokenizer, t)))(makeReader())"
+        )
+        found = tab.evaluate(script, texts())
+    for text, ids in zip(texts(), found):
+        assert ids == tokenizer.encode(text), repr(text)
+
+
+VARIANTS = [
+    {},
+    {"activation_function": "gelu", "n_inner": 17},
+    {"tie_word_embeddings": False},
+    {"scale_attn_by_inverse_layer_idx": True, "layer_norm_epsilon": 1e-3},
+    {"scale_attn_weights": False, "vocab_size": 640},
+]
+
+
+@pytest.mark.parametrize("values", VARIANTS, ids=str)
+def test_what_is_typed_is_measured_as_the_library_does_on_the_same_weights(
+    chromium, tmp_path, values
+):
+    made = subject(**values)
+    (tmp_path / "page.html").write_text(page([made], "a lamp"), "utf-8")
+    text = "What a lamp, what a light. What a\nlamp!"
+    with Opened(chromium, tmp_path / "page.html") as tab:
+        read(tab, text)
+        script = (
+            "JSON.stringify(scene.models[0].inside, (name, held) => name === 'found' ? undefined"
+        )
+        script += " : ArrayBuffer.isView(held) ? [...held] : held)"
+        found = json.loads(tab.evaluate(script))
+        logits = tab.evaluate("[...scene.models[0].inside.found.logits]")
+    rounded = Subject("rounded", rounded_model(made.model), made.tokenizer)
+    ids = made.tokenizer.encode(text)
+    reading = Reading.of(rounded.model, rounded.tokenizer, ids)
+    assert (torch.tensor(logits) - reading.trace.logits.flatten()).abs().max() < 1e-3
+    same(found, plain(inside(reading)[0]))
+
+
+def plain(value):
+    """What `packed` made, as arrays of numbers."""
+    from base64 import b64decode
+
+    import numpy as np
+
+    if isinstance(value, list):
+        return list(map(plain, value))
+    if isinstance(value, dict) and "kind" in value:
+        kind = {"f32": "<f4", "f16": "<f2", "i32": "<i4", "share": "<u2"}[value["kind"]]
+        numbers = np.frombuffer(b64decode(value["data"]), kind)
+        numbers = numbers / 65535 if value["kind"] == "share" else numbers
+        return {"shape": value["shape"], "data": [float(x) for x in numbers]}
+    if isinstance(value, dict):
+        return {name: plain(held) for name, held in value.items()}
+    return value
+
+
+def same(found, expected, where: str = "") -> None:
+    """Equal up to rounding, wherever there are numbers."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for name, held in expected.items():
+            same(found[name], held, f"{where}.{name}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for at, (x, y) in enumerate(zip(found, expected)):
+            same(x, y, f"{where}[{at}]")
+    elif expected is None or isinstance(expected, str):
+        assert found == expected, where
+    elif found is None:  # what JSON has for infinite numbers
+        assert not -1e30 < expected < 1e30, where
+    else:
+        assert found == pytest.approx(expected, abs=2e-3, rel=2e-3), where
+
+
+def test_texts_of_the_prompt_are_shown_and_never_obeyed(tab, first):
+    assert tab.locator("main b, main script").count() == 0
+    chips = tab.locator("#tokens .chip bdi").all_inner_texts()
+    assert len(chips) == len(first.tokenizer.encode(PROMPT))
+    shown = "".join(chips)
+    assert "<" in shown and "\\x07" in shown.replace("\\u{0007}", "\\x07")
+    assert not {"\u202e", "\x07"} & set(shown)
+    assert tab.input_value("#text") == PROMPT
+
+
+def test_the_page_follows_what_is_typed(tab, first):
+    read(tab, "A lamp went")
+    ids = first.tokenizer.encode("A lamp went")
+    assert tab.locator("#tokens .chip small").all_inner_texts() == list(map(str, ids))
+    assert f"{len(ids)} tokens, read in this page" in tab.inner_text("#told")
+    tab.fill("#text", "a b " * 300)
+    tab.wait_for_function("document.querySelector('#told').textContent.includes('at most')")
+    assert "tokens: the page reads 100 at most" in tab.inner_text("#told")
+    tab.fill("#text", "")
+    tab.wait_for_function("document.querySelector('#told').textContent.includes('Type some')")
+    assert tab.locator("#tokens .chip").count() == len(ids)  # nothing is lost
+
+
+def test_sliders_move_the_table(tab, first):
+    ids = first.tokenizer.encode(PROMPT)
+    logits = first.model(torch.tensor([ids]))[0, -1:, :600].detach()
+    tab.locator("#slider-topK").fill("7")
+    tab.locator("#slider-temperature").fill("0.5")
+    expected = probabilities(logits, SamplingConfig(temperature=0.5, top_k=7), [ids])[0]
+    assert "7 of 600 tokens can come" in tab.inner_text("#next .kept")
+    rows = tab.locator("#next tbody tr").all()
+    assert len(rows) == 7
+    for row, id in zip(rows, expected.argsort(descending=True).tolist()):
+        cells = row.locator("th, td").all_inner_texts()
+        assert cells[1] == str(id)
+        assert float(cells[3].split()[-2]) == pytest.approx(100 * float(expected[id]), abs=0.05)
+    tab.get_by_text("All off").click()
+    assert tab.inner_text("#next output >> nth=1") == "0"
+
+
+def test_hover_and_arrow_keys_tell_what_a_token_looks_at(tab, first):
+    ids = first.tokenizer.encode(PROMPT)
+    n = len(ids)
+    reading = Reading.of(first.model, first.tokenizer, ids)
+    map_ = tab.locator("#attention .matrix")
+    box = map_.bounding_box()
+    told = tab.locator("#attention .told-cell")
+    map_.hover(position={"x": box["width"] * 2.5 / n, "y": box["height"] * 5.5 / n})
+    share = 100 * float(reading.trace.layers[0].probs[0, 0, 5, 2])
+    assert told.inner_text().startswith("5: ") and " looks at 2: " in told.inner_text()
+    assert float(told.inner_text().split("share ")[1].split()[0]) == pytest.approx(share, abs=0.06)
+    map_.focus()
+    tab.keyboard.press("ArrowDown")
+    tab.keyboard.press("ArrowLeft")
+    assert told.inner_text().startswith("6: ") and " looks at 1: " in told.inner_text()
+    tab.keyboard.press("Enter")
+    assert tab.locator("#look-token").input_value() == "6"
+    for _ in range(7):
+        tab.keyboard.press("ArrowRight")
+    assert "may not look at" in told.inner_text()
+
+
+def test_everything_is_reached_by_keyboard(tab):
+    tab.locator("#tokens .chip[tabindex='0']").focus()
+    tab.keyboard.press("Home")
+    tab.keyboard.press("ArrowRight")
+    assert tab.locator("#look-token").input_value() == "1"
+    assert tab.evaluate("document.activeElement.className") == "chip"
+    tab.locator("#heads .head[tabindex='0']").focus()
+    tab.keyboard.press("ArrowDown")
+    tab.keyboard.press("ArrowRight")
+    looks = [tab.locator(f"#look-{name}").input_value() for name in ("layer", "head")]
+    assert looks == ["1", "1"]
+    tab.locator("#slider-topK").focus()
+    tab.keyboard.press("ArrowRight")
+    assert tab.inner_text("#next output >> nth=1") == "1"
+    tab.locator("#attention a").first.focus()
+    tab.keyboard.press("Enter")
+    assert tab.locator("#code details[open]").count() == 1
+
+
+@pytest.mark.parametrize(
+    ("width", "dark"), [(1200, False), (1200, True), (390, False), (390, True)]
+)
+def test_every_width_and_scheme_is_without_serious_findings(chromium, file, width, dark):
+    with Opened(chromium, file, width=width, dark=dark) as tab:
+        for details in tab.locator("details").all():
+            details.evaluate("found => (found.open = true)")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert findings(tab) == []
+
+
+def test_two_models_stand_side_by_side_and_differ_as_typed(chromium, tmp_path, first):
+    from minigpt2.explain import differences
+
+    second = subject("second", seed=1)
+    (tmp_path / "page.html").write_text(page([first, second], "a lamp went"), "utf-8")
+    text = "A lamp <i>went"
+    with Opened(chromium, tmp_path / "page.html") as tab:
+        assert tab.locator("#next .model h3").all_inner_texts() == ["first", "second"]
+        read(tab, text)
+        found = tab.evaluate(
+            "[[...scene.differences.divergence.data], [...scene.differences.streams.data]]"
+        )
+        assert findings(tab) == []
+    idx = torch.tensor([first.tokenizer.encode(text)])
+    expected = differences(*(rounded_model(s.model) for s in (first, second)), idx)
+    torch.testing.assert_close(torch.tensor(found[0]), expected.divergence, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(
+        torch.tensor(found[1]), expected.streams.flatten(), atol=2e-3, rtol=2e-3
+    )
+
+
+def test_a_page_without_weights_says_why_its_text_is_fixed(chromium, tmp_path, first):
+    made = subject(activation_function="mish")
+    (tmp_path / "page.html").write_text(page([made], PROMPT), "utf-8")
+    with Opened(chromium, tmp_path / "page.html") as tab:
+        assert tab.locator("textarea").count() == 0
+        assert "fixed: the page has no mish" in tab.inner_text("#prompt")
+        assert findings(tab) == []
