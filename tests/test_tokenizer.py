@@ -5,6 +5,7 @@ import subprocess
 import sys
 import unicodedata
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,26 @@ def test_the_tokens_of_a_text_add_up_to_its_bytes_and_characters(text, vocab_siz
 def worded(vocab_size):
     """A tokenizer with added words."""
     return gpt2(vocab_size).with_words([" lamp post", "🤗", "日本 naïve"])
+
+
+@quick
+@given(texts, st.sampled_from(SIZES))
+@example(" lamp post and 🤗\n  it's", 1000)
+def test_pieces_are_the_text_and_their_merges_end_with_its_ids(text, vocab_size):
+    tokenizer, ids, whole = worded(vocab_size), [], b""
+    merged = {token: id for id, token in enumerate(tokenizer.vocabulary.tokens)}
+    for piece in tokenizer.pieces(text):
+        if isinstance(piece, int):
+            ids.append(piece)
+            whole += tokenizer.token_bytes(piece)
+            continue
+        steps = tokenizer.merge_steps(piece)
+        assert steps[0] == [bytes([byte]) for byte in piece.encode()]
+        for before, after in pairwise(steps):
+            assert len(after) == len(before) - 1 and b"".join(after) == b"".join(before)
+        ids += [merged[token] for token in steps[-1]]
+        whole += piece.encode()
+    assert whole == text.encode() and ids == tokenizer.encode(text)
 
 
 @cache

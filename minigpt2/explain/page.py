@@ -5,6 +5,7 @@ measured.
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,13 +155,15 @@ def _costs(model: GPT2, n_tokens: int) -> dict[str, object]:
 def _differences(subjects: Sequence[Subject], ids: list[int]) -> dict[str, object]:
     a, b = subjects
     found = differences(a.model, b.model, torch.tensor([ids]))
-    furthest = sorted(found.weights.items(), key=lambda item: -item[1])[:MOVED]
+    # 0 / 0 where a tensor is 0 in both, and infinite where it was 0 in the first
+    moved = {name: 0.0 if math.isnan(x) else x for name, x in found.weights.items()}
+    furthest = sorted(moved.items(), key=lambda item: -item[1])[:MOVED]
     return {
         "divergence": packed(found.divergence),
         "streams": packed(found.streams),
-        "weights": [[name, value] for name, value in furthest],
-        "unmoved": sum(value == 0 for value in found.weights.values()),
-        "tensors": len(found.weights),
+        "weights": [[name, x if math.isfinite(x) else None] for name, x in furthest],
+        "unmoved": sum(x == 0 for x in moved.values()),
+        "tensors": len(moved),
     }
 
 

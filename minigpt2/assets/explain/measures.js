@@ -41,7 +41,7 @@ function layerInside(layer, config, lengths, begins, ids) {
     }
   }
   const rows = ids.map((_, t) => layer.hidden.subarray(t * inner, (t + 1) * inner));
-  const strongest = rows.map((row) => ascending(row.map(Math.abs)).reverse().slice(0, NEURONS));
+  const strongest = rows.map((row) => largestIds(row.map(Math.abs), NEURONS));
   const each = strongest[0].length;
   return {
     probs: array([nHead, nPairs], layer.probs),
@@ -51,9 +51,9 @@ function layerInside(layer, config, lengths, begins, ids) {
     norm_2: normInside(layer.middle, layer.norm2, width, begins),
     attn: array([nTokens], lengths(layer.attn)),
     mlp: array([nTokens], lengths(layer.mlp)),
-    neurons: array([nTokens, each], strongest.flatMap((found) => [...found])),
+    neurons: array([nTokens, each], strongest.flat()),
     activations: array([nTokens, each],
-      strongest.flatMap((found, t) => [...found].map((id) => rows[t][id]))),
+      strongest.flatMap((found, t) => found.map((id) => rows[t][id]))),
     active: array([nTokens], rows.map((row) => row.filter((x) => x > 0).length / inner)),
   };
 }

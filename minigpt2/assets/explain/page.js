@@ -91,7 +91,8 @@ const written = (number, digits = 3) =>
   !Number.isFinite(number) ? "–" : Math.abs(number) < 0.5 * 10 ** -digits ? (0).toFixed(digits)
     : Math.abs(number) >= 1e4 ? number.toLocaleString("en-US", { maximumFractionDigits: 0 })
       : number.toFixed(digits);
-const percent = (p) => (p >= 0.9995 ? "100 %" : p >= 0.0995 ? (100 * p).toFixed(1) + " %"
+const percent = (p) => (p > 1.0005 ? (100 * p).toFixed(0) + " %" : p >= 0.9995 ? "100 %"
+  : p >= 0.0995 ? (100 * p).toFixed(1) + " %"
   : p >= 0.00005 ? (100 * p).toFixed(2) + " %" : p > 0 ? "< 0.01 %" : "0 %");
 const grouped = (number) => Math.round(number).toLocaleString("en-US");
 
@@ -378,6 +379,22 @@ function paintMap(canvas, values, n, size, { scores = false, cell = null } = {})
   context.strokeRect(cell.s * size, cell.t * size, size, size);
 }
 
+// A lower triangle of shares with one pixel for each.
+function paintSmall(canvas, values, n) {
+  canvas.width = canvas.height = n;
+  const [empty, full] = ["--card", "--map"].map((name) => [1, 3, 5].map((at) =>
+    parseInt(colour(name).slice(at, at + 2), 16)));
+  const context = canvas.getContext("2d"), image = context.createImageData(n, n);
+  for (let t = 0; t < n; t++) {
+    for (let s = 0; s < n; s++) {
+      const share = s > t ? 0 : Math.sqrt(values[pairAt(t, s)]);
+      const mixed = empty.map((value, i) => value + share * (full[i] - value));
+      image.data.set([...mixed, 255], 4 * (t * n + s));
+    }
+  }
+  context.putImageData(image, 0, 0);
+}
+
 // What the chosen token gathers, and from where.
 function gatherTable(model) {
   const layer = model.inside.layers[state.layer], t = state.token;
@@ -418,7 +435,7 @@ function mlpView() {
 
 function headsView() {
   return forModels((model) => {
-    const { nLayer, nHead, inside } = model, n = scene.ids.length, size = n > 64 ? 1 : n > 24 ? 2 : 4;
+    const { nLayer, nHead, inside } = model, n = scene.ids.length;
     const grid = el("div", { class: "heads", role: "group", "aria-label": "All heads" });
     grid.style.setProperty("--heads", nHead);
     const buttons = [];
@@ -432,8 +449,8 @@ function headsView() {
       }
     }
     grid.append(...buttons);
-    const paint = () => buttons.forEach((button, i) => paintMap(button.firstChild,
-      row(inside.layers[Math.floor(i / nHead)].probs, i % nHead), n, size));
+    const paint = () => buttons.forEach((button, i) => paintSmall(button.firstChild,
+      row(inside.layers[Math.floor(i / nHead)].probs, i % nHead), n));
     const mark = () => buttons.forEach((button, i) => button.setAttribute("aria-pressed",
       String(i === state.layer * nHead + state.head)));
     mark();
@@ -624,6 +641,7 @@ function differencesView() {
     likeliest(a, t), likeliest(b, t),
     new Cell(written(get(found.divergence, t)), { bar: get(found.divergence, t) / most })]);
   const shares = Math.max(...found.streams.data, 1e-9);
+  const furthest = Math.max(...found.weights.map(([, x]) => x ?? 0), 1e-9);
   const streams = () => table("How far apart the streams are, as a share of the first model’s",
     ["after", ...scene.ids.map((_, t) => placeText(t))],
     Array.from({ length: depths }, (_, depth) => [depthName(depth, depths - 1),
@@ -634,7 +652,7 @@ function differencesView() {
     behind("Streams, layer by layer", streams),
     table(`The weights that moved furthest; ${found.unmoved} of ${found.tensors} tensors did not move`,
       ["tensor", "moved by"], found.weights.map(([name, x]) =>
-        [name, new Cell(percent(x), { bar: x / found.weights[0][1] })])),
+        [name, x === null ? "from 0" : new Cell(percent(x), { bar: x / furthest })])),
   ];
 }
 const cost = (nats) => (nats === null ? "–" : written(nats, 2));
