@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..evaluation.score import score_ids
-from ..model import GPT2, MLP
+from ..model import GPT2, MLP, Block
 from ..sampling import without
 from ..tokenizer import Tokenizer
 from .forward_pass import LayerTrace, Trace, trace
@@ -93,7 +93,8 @@ def _embeddings(found: Trace) -> dict[str, object]:
 
 def _layer(reading: Reading, n: int) -> dict[str, object]:
     layer, block = reading.trace.layers[n], reading.model.h[n]
-    ids, activations, active = _neurons(block.get_submodule("mlp"), block.ln_2(layer.middle)[0])
+    assert isinstance(block, Block)
+    ids, activations, active = _neurons(block.mlp, block.ln_2(layer.middle)[0])
     return {
         "probs": packed(lower_triangle(layer.probs[0]), "share"),  # (H, T (T + 1) / 2)
         "scores": packed(lower_triangle(_scores(layer)), "f16"),  # the same
@@ -122,11 +123,10 @@ def _norm(before: Tensor, after: Tensor) -> dict[str, object]:
     return {"moments": packed(moments), "begins": packed(begins)}  # (2, T), (2, T, 8)
 
 
-def _neurons(mlp: torch.nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _neurons(mlp: MLP, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of an MLP that reads x (T, C): the neurons furthest from 0, their activations, both (T, 8),
     and which share of all is above 0, (T).
     """
-    assert isinstance(mlp, MLP)
     hidden = mlp.act(mlp.c_fc(x))
     ids = hidden.abs().topk(min(NEURONS, hidden.shape[-1]), dim=-1).indices
     return ids, hidden.gather(-1, ids), (hidden > 0).float().mean(-1)
@@ -163,5 +163,5 @@ def _attribution(reading: Reading, token: int) -> dict[str, object]:
 
 def _nats(reading: Reading) -> list[float | None]:
     """What every token costs, as `score` has it; None for the first."""
-    rows, how = [reading.ids], {"vocab_size": reading.n_ids, "unused": reading.unused}
-    return score_ids(reading.model, rows, **how)[0]
+    model, rows = reading.model, [reading.ids]
+    return score_ids(model, rows, vocab_size=reading.n_ids, unused=reading.unused)[0]

@@ -23,19 +23,16 @@ def subject(name: str = NAME, **values) -> Subject:
 
 
 class Elements(HTMLParser):
-    """The tags of a page, and its texts by the tag around them."""
+    """The tags of a page and their attributes."""
 
     def __init__(self, html: str):
         super().__init__()
-        self.tags, self.texts, self.attributes = [], {}, []
+        self.tags, self.attributes = [], []
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
-
-    def handle_data(self, text):
-        self.texts[self.tags[-1]] = self.texts.get(self.tags[-1], "") + text
 
 
 def test_a_page_is_one_file_whose_texts_are_no_markup():
