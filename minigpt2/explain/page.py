@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import html
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ def _data(
         "names": {id: spelled(first.tokenizer.token_bytes(id)) for id in named},
         "models": [
             {
-                "name": clean(subject.name),
+                "name": _seen(subject.name),
                 "nHead": subject.model.config.n_head,
                 "nLayer": subject.model.config.n_layer,
                 "inside": record,
@@ -253,4 +254,11 @@ def _code(code: Code) -> str:
 
 def _text(value: object) -> str:
     """Anything as text of the page, whatever it holds."""
-    return html.escape(clean(value))
+    return html.escape(_seen(value))
+
+
+def _seen(value: object) -> str:
+    """Text in which what turns the direction of others, or cannot be seen, is escaped."""
+    return "".join(
+        f"\\u{{{ord(c):04x}}}" if unicodedata.category(c) == "Cf" else c for c in clean(value)
+    )

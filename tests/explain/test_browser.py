@@ -328,4 +328,5 @@ def test_a_page_without_weights_says_why_its_text_is_fixed(chromium, tmp_path, f
     with Opened(chromium, tmp_path / "page.html") as tab:
         assert tab.locator("textarea").count() == 0
         assert "fixed: the page has no mish" in tab.inner_text("#prompt")
+        assert r"שלום \u{202e}\u{0007} café" in tab.inner_text("#prompt pre")
         assert findings(tab) == []

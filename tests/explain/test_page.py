@@ -46,7 +46,8 @@ def test_a_page_is_one_file_whose_texts_are_no_markup():
     assert not re.search(r"https?://|innerHTML|insertAdjacentHTML", html)
     data = json.loads(re.search(r'id="data">(.*?)</script>', html)[1])
     assert data["prompt"] == "</script><img src=x>&\u2028"
-    assert data["models"][0]["name"] == NAME
+    assert data["models"][0]["name"] == NAME.replace("\u202e", r"\u{202e}")
+    assert "\u202e" not in html
 
 
 def test_every_part_has_its_view_and_its_code():

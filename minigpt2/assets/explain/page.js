@@ -754,7 +754,8 @@ function drawTyping() {
 
 function drawPrompt() {
   if (!data.fixed) return document.getElementById("prompt").replaceChildren(...drawTyping());
-  const said = el("pre", { class: "sample", dir: "auto" }, data.prompt);
+  const said = el("pre", { class: "sample", dir: "auto", tabindex: 0, "aria-label": "The text" },
+    data.prompt.replace(UNSEEN, (c) => (c === "\n" || c === "\t" ? c : escapeOf(c))));
   const why = data.fixed ? el("p", { class: "note" }, `The prompt of this page is fixed: ${data.fixed}.`)
     : null;
   document.getElementById("prompt").replaceChildren(said, ...(why ? [why] : []));
