@@ -143,7 +143,10 @@ def _lens(reading: Reading) -> tuple[dict[str, object], set[int]]:
         ids.append(top.indices)
         probs.append(top.values)
     found = torch.stack(ids, 1)
-    lens = {"ids": packed(found, "i32"), "probs": packed(torch.stack(probs, 1))}
+    lens: dict[str, object] = {
+        "ids": packed(found, "i32"),
+        "probs": packed(torch.stack(probs, 1)),
+    }
     return lens, set(found.unique().tolist())
 
 
