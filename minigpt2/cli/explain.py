@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import InputError
 from ..explain.options import ExplainOptions
 from ..hub.folders import require_source
 from .console import run_script
@@ -17,9 +16,8 @@ logger = logging.getLogger(__name__)
 
 def main(options: ExplainOptions) -> int:
     """Read one or two models and a prompt, and write the page."""
+    assert options.prompt is not None
     out, prompt = Path(options.out), prompt_of(options.prompt)
-    if not prompt:
-        raise InputError("--prompt is empty: give it at least one word")
     sources = [options.model, *([] if options.compare is None else [options.compare])]
     for source in sources:
         require_source(source)

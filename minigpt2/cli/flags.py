@@ -81,7 +81,7 @@ class CommandLine:
     def missing(self, told: str) -> str:
         """Of tyro's message, that lists what is missing with its help, the names alone."""
         flags = (flag for group in self._groups for flag in group.flags if flag.required)
-        names = [flag.name for flag in flags if re.search(rf"(?<![\w-]){flag.name}(?![\w-])", told)]
+        names = [flag.name for flag in flags if re.search(rf"\b{flag.name}\b", told)]
         return f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} missing"
 
     def asks_for(self, word: str, argv: Sequence[str]) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..errors import InputError
+
 
 @dataclass(frozen=True)
 class ExplainOptions:
@@ -11,7 +13,7 @@ class ExplainOptions:
     browser and loads nothing. Of small models the page reads what is typed there, too.
     """
 
-    prompt: str
+    prompt: str | None = None
     """The text, of 128 tokens at most; \\n, \\t, \\r and \\\\ are understood. - reads it from
     stdin, as it is."""
     model: str = "gpt2"
@@ -23,3 +25,9 @@ class ExplainOptions:
     """The file to write; another page of this kind is replaced."""
     debug: bool = False
     """Show the full traceback of an error."""
+
+    def __post_init__(self) -> None:
+        if self.prompt is None:
+            raise InputError("--prompt is missing: give the text that the page is to show")
+        if not self.prompt:
+            raise InputError("--prompt is empty: give it at least one word")
