@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import InputError
+from ..errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,6 @@ class ExplainOptions:
 
     def __post_init__(self) -> None:
         if self.prompt is None:
-            raise InputError("--prompt is missing: give the text that the page is to show")
+            raise OptionError("prompt is missing: give the text that the page is to show", "prompt")
         if not self.prompt:
-            raise InputError("--prompt is empty: give it at least one word")
+            raise OptionError("prompt is empty: give it at least one word", "prompt")
