@@ -1,5 +1,6 @@
-"""The held-out loss: the mean over the scored tokens of a text that was not trained on, and how
-much text they stand for.
+"""The held-out loss: the mean over the scored tokens of a text that was not trained on.
+
+And how many bytes of text these tokens stand for.
 
 Never changes the model, its mode, gradients or any random state.
 """

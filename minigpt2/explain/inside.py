@@ -1,5 +1,4 @@
-"""What the page shows of one forward pass, as plain data: every number is measured here, by the
-library.
+"""What the page shows of one forward pass, as plain data, all of it measured by the library.
 
 Letters: T tokens, C n_embd, H heads, V vocabulary, L layers.
 """

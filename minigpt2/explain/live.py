@@ -1,5 +1,6 @@
-"""What a page carries so that it can read any text by itself: the weights of a small model, rounded
-to float16, and its vocabulary.
+"""What a page carries to read any text by itself: the vocabulary and weights of a small model.
+
+The weights are rounded to float16.
 """
 
 from __future__ import annotations

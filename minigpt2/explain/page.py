@@ -1,5 +1,6 @@
-"""A page that explains a model by one text: a file that loads nothing, and shows what the library
-measured.
+"""A page that explains a model by one text: one file that loads nothing.
+
+It shows what the library measured.
 """
 
 from __future__ import annotations
