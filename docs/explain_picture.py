@@ -25,13 +25,14 @@ def main() -> None:
         out = Path(folder) / "explain.html"
         write_page(out, [subject], PROMPT)
         with Opened(chromium, out, width=900) as tab:
-            tab.locator("#heads").scroll_into_view_if_needed()
-            tab.wait_for_timeout(500)
+            tab.set_default_timeout(120_000)
             tab.evaluate("document.querySelector('#place').style.position = 'static'")
+            tab.evaluate("document.querySelector('#heads').scrollIntoView()")
+            tab.wait_for_timeout(1000)
             box = tab.locator("#heads").bounding_box()
             assert box
-            clip = {**box, "height": min(box["height"], 640), "y": box["y"] - 16}
-            tab.screenshot(path=ROOT / "docs" / "explain.png", clip=clip, full_page=True)
+            clip = {"x": 0, "y": box["y"] - 16, "width": 700, "height": 800}
+            tab.screenshot(path=ROOT / "docs" / "explain.png", clip=clip)
 
 
 if __name__ == "__main__":

@@ -514,7 +514,7 @@ function lensGrid({ inside, nLayer }) {
         { share: get(inside.lens.probs, depth, t, 0) * 0.8 }))]);
   }
   return behind("The lens at every token", () => table(
-    "The likeliest next token at every depth, the last layer first; darker is more certain",
+    "The likeliest next token at every depth, the last layer first; the stronger, the more certain",
     ["after", ...scene.ids.map((_, t) => placeText(t))], rows));
 }
 
