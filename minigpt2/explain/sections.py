@@ -87,8 +87,8 @@ SECTIONS = (
     Section(
         "heads",
         "All heads at a glance",
-        "Every small map is one head: a row for each token, strong where it looks. A line beside the "
-        "diagonal is a head that looks at the token before; one further away often a head that "
+        "Every small map is one head: a row for each token, strong where it looks. A line beside "
+        "the diagonal is a head that looks at the token before; one further away often a head that "
         "finds what came after the same token earlier (induction).",
         (measures.previous_token_scores, measures.induction_scores),
     ),
