@@ -26,6 +26,7 @@ COMMON = (
     "-h, --help: show this and end; --version: show the version and end. --no-NAME turns the "
     "switch --NAME off. A value that begins with - is written as --NAME=VALUE."
 )
+MOST_LISTED = 60  # characters of choices in a usage
 Given = Mapping[str, tuple[str, Sequence[str]]]  # field -> its flag as it is spelled, its values
 
 
@@ -52,8 +53,15 @@ class Flag:
         more = "..." * self.many
         if self.positional or self.kind is bool:
             return self.name + more
-        shown = f"{{{','.join(self.choices)}}}" if self.choices else METAVARS[self.kind]
-        return f"{self.name} {shown}{more}"
+        listed = f"{{{','.join(self.choices)}}}"
+        fits = self.choices and len(listed) <= MOST_LISTED
+        return f"{self.name} {listed if fits else METAVARS[self.kind]}{more}"
+
+    @property
+    def explained(self) -> str:
+        """The help, with the choices where they are too many for the usage."""
+        listed = ", ".join(self.choices)
+        return f"{self.help} Known: {listed}." if len(listed) > MOST_LISTED else self.help
 
 
 @dataclass(frozen=True)
@@ -255,7 +263,7 @@ def _help_lines(flag: Flag, width: int) -> list[str]:
     # with a blank that is not broken at, so that it stays in one line
     default = "" if silent else f" (default:\N{NO-BREAK SPACE}{flag.default})"
     default = " (required)" if flag.required and not flag.positional else default
-    wrapped = textwrap.wrap(flag.help + default, width - INDENT, break_on_hyphens=False)
+    wrapped = textwrap.wrap(flag.explained + default, width - INDENT, break_on_hyphens=False)
     lines = [line.replace("\N{NO-BREAK SPACE}", " ") for line in wrapped]
     usage = f"  {flag.usage}"
     first = [f"{usage:<{INDENT}}{lines.pop(0)}"] if len(usage) < INDENT - 1 and lines else [usage]

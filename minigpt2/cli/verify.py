@@ -44,7 +44,7 @@ def main(options: VerifyOptions) -> int:
     if options.json:
         listed = [asdict(outcome) for outcome in outcomes]
         values = {"ok": not failed, "items": listed, "machine": facts, "report": last}
-        show(json.dumps(values, ensure_ascii=False))
+        show(json.dumps(values, ensure_ascii=False, allow_nan=False))
     else:
         show("\n" + "\n".join(f"{name:<10}{value}" for name, value in facts.items()))
         show("\n" + last)

@@ -39,7 +39,7 @@ def run(*argv, stdin=""):
         capture_output=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 

@@ -78,6 +78,7 @@ def assert_equal_runs(first, second):
     )
 
 
+@pytest.mark.usefixtures("drawn_pages")
 def test_it_is_the_command_of_equal_settings_in_a_process_of_its_own(place):
     words = ["--data", "lamps.txt", "--model", "model", "--out", "typed", *flags(SHORT)]
     typed = run_alone("train", *words, cwd=place)

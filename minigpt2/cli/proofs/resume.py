@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from ...system.files import file_sha256
 from .place import Place
 from .training import environment, short_flags, short_settings
 
-STEPS = 8
+STEPS, TRIALS = 8, 5
 SECONDS = 120  # until the first checkpoint
 SETTINGS: dict[str, Any] = {"max_steps": STEPS, "save_every": 1, "eval_every": STEPS}
 
@@ -38,7 +39,7 @@ def killed_and_resumed(place: Place) -> Result:
         killed, whole = Path(folder) / "killed", Path(folder) / "whole"
         start = short_flags(place, killed, **SETTINGS)
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(kill_after_a_checkpoint, start, killed, environment(place))
+            waiting = pool.submit(killed_on_its_way, start, killed, environment(place))
             finetune(
                 place.model("draft"), data=place.text(), out=whole, progress=False,
                 **short_settings(), **SETTINGS,
@@ -55,11 +56,21 @@ def killed_and_resumed(place: Place) -> Result:
     return first_failure(results)
 
 
+def killed_on_its_way(flags: list[str], run: Path, environment: dict[str, str]) -> int:
+    """The step after which a run was killed: none that was over before, which a busy machine makes
+    of a few. Raises NotHereError where every one was.
+    """
+    for _ in range(TRIALS):
+        step = kill_after_a_checkpoint(flags, run, environment)
+        if step < STEPS:
+            return step
+        shutil.rmtree(run)
+    raise NotHereError("every run was over before it could be killed: this machine is too busy")
+
+
 def kill_after_a_checkpoint(flags: list[str], run: Path, environment: dict[str, str]) -> int:
     """Start `train`, kill it when a checkpoint is there, and give the newest one's step; on
     Windows, where there is no such signal, the process is terminated.
-
-    Raises NotHereError for a run that is over before.
     """
     words = [sys.executable, "-m", "minigpt2", "train", *flags]
     log = run.with_name("log")
@@ -75,8 +86,6 @@ def kill_after_a_checkpoint(flags: list[str], run: Path, environment: dict[str, 
     if not checkpoints(run):
         lines = log.read_text("utf-8", errors="replace").strip().splitlines()
         raise RuntimeError(f"train ended with {code}: {''.join(lines[-1:])}")
-    if code == 0:
-        raise NotHereError("the run was over before it could be killed")
     return checkpoints(run)[-1]
 
 
