@@ -1,4 +1,4 @@
-"""The page's parts, in the order in which text flows: what each shows, and the code that does it."""
+"""The parts of the page, as text flows through them: what each shows, and the code that does it."""
 
 from __future__ import annotations
 
