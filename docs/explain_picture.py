@@ -31,7 +31,7 @@ def main() -> None:
             tab.wait_for_timeout(1000)
             box = tab.locator("#heads").bounding_box()
             assert box
-            clip = {"x": 0, "y": box["y"] - 16, "width": 700, "height": 800}
+            clip = {"x": 0, "y": box["y"] - 16, "width": 800, "height": 560}
             tab.screenshot(path=ROOT / "docs" / "explain.png", clip=clip)
 
 
