@@ -88,6 +88,7 @@ def test_without_a_breakage_an_item_is_pass_or_not_here(place, name):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own parts when it compiles
 @pytest.mark.parametrize("name", ["resume", "compiled blocks", "DDP", "FSDP"])
 def test_without_a_breakage_what_takes_longer_is_pass_or_not_here(place, name):
     outcome = outcome_of(name, place)

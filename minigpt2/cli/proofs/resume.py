@@ -69,7 +69,7 @@ def killed_on_its_way(flags: list[str], run: Path, environment: dict[str, str]) 
 
 
 def kill_after_a_checkpoint(flags: list[str], run: Path, environment: dict[str, str]) -> int:
-    """Start `train`, kill it when a checkpoint is there, and give the newest one's step; on
+    """Start `train`, kill it when a step is in a checkpoint, and give the newest one's; on
     Windows, where there is no such signal, the process is terminated.
     """
     words = [sys.executable, "-m", "minigpt2", "train", *flags]
@@ -78,7 +78,10 @@ def kill_after_a_checkpoint(flags: list[str], run: Path, environment: dict[str, 
         process = subprocess.Popen(words, env=environment, stdout=file, stderr=file)
     try:
         ends = time.monotonic() + SECONDS
-        while not checkpoints(run) and process.poll() is None and time.monotonic() < ends:
+        # at step 0 AdamW has nothing to remember
+        while max(checkpoints(run), default=0) < 1 and process.poll() is None:
+            if time.monotonic() > ends:
+                break
             time.sleep(0.005)
     finally:
         process.kill()
