@@ -43,7 +43,7 @@ class Place:
         config = folder / "adapter_config.json"
         values = json.loads(config.read_text("utf-8"))
         base = {"base_model_name_or_path": str(self.model("tied"))}
-        config.write_text(json.dumps({**values, **base}), "utf-8")
+        config.write_text(json.dumps({**values, **base}, allow_nan=False), "utf-8")
 
     def _made(self, name: str, write: Callable[[Path], object]) -> Path:
         path = self.folder / name
