@@ -6,12 +6,13 @@ Letters: T tokens, C n_embd, H heads, V vocabulary, L layers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..evaluation.score import score_ids
+from ..evaluation.score import possible_ids, score_ids
 from ..model import GPT2, MLP, Block
 from ..sampling import without
 from ..tokenizer import Tokenizer
@@ -43,19 +44,15 @@ class Reading:
             raise InputError("the model's scores are not finite: its weights are damaged")
         return cls(model, tokenizer, ids, found)
 
-    @property
-    def n_ids(self) -> int:
-        """How many ids there are that have a token and a row."""
-        return min(self.tokenizer.vocab_size, self.model.config.vocab_size)
-
-    @property
-    def unused(self) -> list[int]:
-        """Those of them that no token has."""
-        return self.tokenizer.ids_without_token(self.n_ids)
+    @cached_property
+    def possible(self) -> tuple[int, list[int]]:
+        """How many ids have a token and a row, and those below that no token has."""
+        return possible_ids(self.model, self.tokenizer)
 
     def written(self, logits: Tensor) -> Tensor:
         """Logits (..., V) of what can be written, in float32."""
-        return without(logits[..., : self.n_ids].float(), self.unused)
+        n_ids, unused = self.possible
+        return without(logits[..., :n_ids].float(), unused)
 
 
 @torch.no_grad()
@@ -138,7 +135,7 @@ def _lens(reading: Reading) -> tuple[dict[str, object], set[int]]:
     n_tokens, ids, probs = len(reading.ids), [], []
     for at in range(n_tokens):  # one after the other: all logits would be (L + 1, T, V)
         logits = reading.written(logit_lens(reading.model, reading.trace, [at])[:, 0, 0])
-        top = logits.softmax(-1).topk(min(MOST_SHOWN, reading.n_ids), dim=-1)
+        top = logits.softmax(-1).topk(min(MOST_SHOWN, logits.shape[-1]), dim=-1)
         ids.append(top.indices)
         probs.append(top.values)
     found = torch.stack(ids, 1)
@@ -165,5 +162,5 @@ def _attribution(reading: Reading, token: int) -> dict[str, object]:
 
 def _nats(reading: Reading) -> list[float | None]:
     """What every token costs, as `score` has it; None for the first."""
-    model, rows = reading.model, [reading.ids]
-    return score_ids(model, rows, vocab_size=reading.n_ids, unused=reading.unused)[0]
+    n_ids, unused = reading.possible
+    return score_ids(reading.model, [reading.ids], vocab_size=n_ids, unused=unused)[0]

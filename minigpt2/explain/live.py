@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..evaluation.score import possible_ids
 from ..formats.activations import ACTIVATIONS
 from ..formats.added_words import SPACES
 from ..formats.vocabulary import CHAR_OF
@@ -42,7 +43,7 @@ def live_model(model: GPT2, tokenizer: Tokenizer) -> dict[str, object]:
     """
     config = model.config
     weights = rounded_weights(model)
-    n_ids = min(tokenizer.vocab_size, config.vocab_size)
+    n_ids, unused = possible_ids(model, tokenizer)
     return {
         "config": {
             **{name: getattr(config, name) for name in ("vocab_size", "n_embd", "n_layer")},
@@ -54,7 +55,7 @@ def live_model(model: GPT2, tokenizer: Tokenizer) -> dict[str, object]:
             "scales": [attention_of(model, n).scale for n in range(config.n_layer)],
             "n_ids": n_ids,
         },
-        "unused": tokenizer.ids_without_token(n_ids),
+        "unused": unused,
         "weights": {
             name.removesuffix(".weight") if name in TABLES else name: packed(value, "f16")
             for name, value in weights.items()

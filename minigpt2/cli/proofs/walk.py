@@ -130,6 +130,7 @@ def beside(adapter: Path) -> GPT2:
 
 
 def fixed(folder: Path) -> GPT2:
+    """The plain model, whose new tokens come in the fixed shapes that a GPU records."""
     model = plain(folder)
     fix_shapes(model)
     return model
@@ -187,11 +188,13 @@ UNMARKED = {"bfloat16", "float16", "LoRA folded", "peft's adapter", "int8 on CUD
 
 @torch.no_grad()
 def at_once(model: GPT2, idx: Tensor) -> Tensor:
+    """The whole text in one call, without a cache."""
     return model(idx)[:, PROMPT:]
 
 
 @torch.no_grad()
 def after_a_prompt(model: GPT2, idx: Tensor) -> Tensor:
+    """The prompt into a cache, then all the others in one call."""
     cache = model.make_cache(len(idx))
     model(idx[:, :PROMPT], cache)
     return model(idx[:, PROMPT:], cache)
@@ -199,6 +202,7 @@ def after_a_prompt(model: GPT2, idx: Tensor) -> Tensor:
 
 @torch.no_grad()
 def token_by_token(model: GPT2, idx: Tensor) -> Tensor:
+    """The prompt into a cache, then each of the others in a call of its own."""
     cache = model.make_cache(len(idx))
     model(idx[:, :PROMPT], cache)
     return torch.cat([model(token, cache) for token in idx[:, PROMPT:].split(1, dim=1)], dim=1)

@@ -15,7 +15,7 @@ import torch
 
 from ...model import GPT2
 from ...tokenizer import Tokenizer
-from ..score import scored_logits
+from ..score import nats_of, possible_ids, scored_logits
 
 ROWS_AT_ONCE = 256  # whose windows are read together, and between which progress is told
 Progress = Callable[[int, int], object]  # how many rows are scored, and of how many
@@ -92,16 +92,14 @@ class Judge:
 
     @torch.no_grad()
     def _costs(self, rows: Sequence[Row]) -> list[Cost]:
-        n_ids = min(self.tokenizer.vocab_size, self.model.config.vocab_size)
-        unused = self.tokenizer.ids_without_token(n_ids)
+        n_ids, unused = possible_ids(self.model, self.tokenizer)
         nats = [[0.0] * len(row.ids) for row in rows]
         greedy = [[True] * len(row.ids) for row in rows]
         all_ids = [row.ids for row in rows]
         for places, logits in scored_logits(self.model, all_ids, vocab_size=n_ids, unused=unused):
             targets = torch.tensor([all_ids[row][at] for row, at in places], device=logits.device)
-            chosen = logits.gather(1, targets[:, None])[:, 0]
-            cost = (logits.logsumexp(dim=1) - chosen).tolist()
             best = (logits.argmax(dim=1) == targets).tolist()
+            cost = nats_of(logits, targets).tolist()
             for (row, at), value, is_best in zip(places, cost, best):
                 nats[row][at], greedy[row][at] = value, is_best
         return [
