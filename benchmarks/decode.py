@@ -267,7 +267,7 @@ VARIANTS = {
     "minigpt2-compiled-int8": Variant(
         partial(ours, compiled),
         {"cpu": "int8", "cuda": "int8"},
-        ways={"cpu": "int8 kernel", "cuda": "int8 on CUDA"},
+        ways={"cpu": "int8 in C", "cuda": "int8 on CUDA"},
     ),
     "minigpt2-float16": Variant(partial(ours, plain), {"cuda": "float16"}),
     "minigpt2-ready-float16": Variant(partial(ours, ready), {"cuda": "float16"}),

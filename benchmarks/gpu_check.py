@@ -39,9 +39,9 @@ from torch import Tensor
 from minigpt2 import __version__
 from minigpt2.arguments import Preset
 from minigpt2.cli.console import run_script
+from minigpt2.decoding import c_library, c_products
 from minigpt2.decoding import cpu_layout as packed
 from minigpt2.decoding import cuda_graphs as graphs
-from minigpt2.decoding import int8_kernel as kernel
 from minigpt2.decoding.int8 import quantize
 from minigpt2.decoding.options import SampleOptions
 from minigpt2.decoding.ready import load
@@ -71,7 +71,12 @@ WEIGHT_DECAY = 0.1
 PROMPT_TOKENS, NEW_TOKENS = 32, 128
 GREEDY_PROMPTS, GREEDY_NEW = (range(32), range(100, 105), range(200, 217)), 32
 FORECAST_ROWS = 8  # in a step, at once or a few at a time: gradients then lie there from the start
-DECODING = (graphs, packed, kernel)  # what decoding is made faster by, where it works
+DECODING = (
+    graphs,
+    packed,
+    c_library,
+    c_products,
+)  # what decoding is made faster by, where it works
 MOST_SECONDS = 300  # for a run of train.py
 
 # Dense peaks in TFLOP/s: 16-bit matrix products summed in float32, and float32 without TF32, which

@@ -51,11 +51,14 @@ WAYS: dict[str, Way] = {
     # weights that lie in another place or another order
     "deferred weights": Way("GPT2.from_pretrained(folder, deferred=True)", tolerance=ROUNDED),
     "packed float32": Way("sample.py --dtype float32", tolerance=ROUNDED),
+    "float32 in C": Way("sample.py --dtype float32 --compile", tolerance=ROUNDED),
+    "float16 in C": Way("sample.py --model FLOAT16_FOLDER --compile", tolerance=ROUNDED),
+    "decode step in C": Way("sample.py --compile", tolerance=ROUNDED),
     # weights of fewer bits: a row of a matrix is off by 1/254 of its largest value at most
     "int8": Way("quantize(GPT2.from_pretrained(folder))", tolerance=0.1),
-    # activations are rounded to 14 bits, see decoding/cpu_layout.py
+    # activations are rounded to 14 bits, see decoding/cpu_layout.py, and to 16, see assets/decode.c
     "packed int8": Way("sample.py --dtype int8", twin="int8", tolerance=2e-3),
-    "int8 kernel": Way("sample.py --dtype int8 --compile", twin="int8", tolerance=2e-3),
+    "int8 in C": Way("sample.py --dtype int8 --compile", twin="int8", tolerance=1e-3),
     "bfloat16": Way("sample.py --dtype bfloat16", tolerance=0.05),  # 8 bits
     "float16": Way("sample.py --dtype float16", tolerance=0.01),  # 11 bits
     # new tokens in fixed shapes, which a GPU records
@@ -90,8 +93,9 @@ WAYS: dict[str, Way] = {
 
 
 # laid out for one device and one dtype, and where parts are read from a file
-FIXED_WAYS = {"packed float32", "packed int8", "int8 kernel", "deferred weights", "int8 on CUDA"}
+FIXED_WAYS = {"packed float32", "packed int8", "deferred weights", "int8 on CUDA"}
 FIXED_WAYS |= {"fixed shapes", "CUDA graph", "compiled decode step"}
+FIXED_WAYS |= {"float32 in C", "float16 in C", "int8 in C", "decode step in C"}
 
 
 def way_of_loaded(device: str, dtype: str, *, compiled: bool = False) -> str:
@@ -102,9 +106,9 @@ def way_of_loaded(device: str, dtype: str, *, compiled: bool = False) -> str:
     if dtype in ("bfloat16", "float16"):
         return dtype
     if device == "cpu" and dtype == "int8":
-        return "int8 kernel" if compiled else "packed int8"
+        return "int8 in C" if compiled else "packed int8"
     if device == "cpu":
-        return "packed float32"
+        return "float32 in C" if compiled else "packed float32"
     if dtype == "int8":
         return "int8 on CUDA"
     return "compiled decode step" if compiled else "CUDA graph"

@@ -1,6 +1,5 @@
 """The checks of the other test files notice mistakes: each one made here on purpose breaks one."""
 
-import ctypes
 import functools
 import importlib
 import math
@@ -19,10 +18,10 @@ from hf_models import TOLERANCE, gradient_difference, logit_difference, token_id
 from minigpt2 import lora
 from minigpt2 import model as model_module
 from minigpt2.cache import KVCache, LayerCache
+from minigpt2.decoding import c_library, c_products, c_step
 from minigpt2.decoding import cpu_layout as packed
 from minigpt2.decoding import cuda_graphs as graphs
 from minigpt2.decoding import int8 as quantize
-from minigpt2.decoding import int8_kernel as kernel
 from minigpt2.decoding.drafters import NGramDrafter
 from minigpt2.equivalences import WAYS, difference
 from minigpt2.errors import InputError
@@ -556,32 +555,50 @@ def in_ways(*cases):
     return add
 
 
-@in_ways(("int8 kernel", "tied"), ("int8 kernel", "untied"))
-def int8_matrices_read_transposed(patch):
-    init = quantize.Int8Linear.__init__
+@in_ways(("int8 in C", "tied"), ("float32 in C", "untied"), ("float16 in C", "float16"))
+def matrices_read_transposed_by_c(patch):
+    def matrix(self):
+        n, k = self.weight.shape
+        turned = self.weight.T.contiguous()
+        self.kept = turned  # for as long as it is read
+        addresses = map(c_products.address, (turned, self.scale, self.bias))
+        return c_products.Matrix(*addresses, n, k, c_products.KINDS[turned.dtype])
 
-    def kept(self, weight, scale, bias):
-        init(self, weight, scale, bias)
-        self.weight = weight
-
-    def without_a_look_at_strides(function, x, linear):
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        y = torch.empty(len(rows), len(linear.scale))
-        tensors = (rows, linear.weight, linear.scale, linear.bias, y)
-        function(
-            *(ctypes.c_void_p(None if t is None else t.data_ptr()) for t in tensors),
-            *(ctypes.c_long(n) for n in (len(rows), y.shape[1], rows.shape[1])),
-        )
-        return y.view(*x.shape[:-1], -1)
-
-    patch.setattr(quantize.Int8Linear, "__init__", kept)
-    patch.setattr(kernel, "_call", without_a_look_at_strides)
+    patch.setattr(c_products.CLinear, "matrix", matrix)
 
 
-@in_ways(("int8 kernel", "tied"))
-def two_rows_of_the_int8_kernel_swapped(patch):
-    forward = kernel.FewRows.forward
-    patch.setattr(kernel.FewRows, "forward", lambda self, x: forward(self, x.flip(-2)))
+@in_ways(("int8 in C", "tied"), ("float32 in C", "tied"))
+def two_rows_of_a_product_in_c_swapped(patch):
+    forward = c_products.CLinear.forward
+    patch.setattr(c_products.CLinear, "forward", lambda self, x: forward(self, x.flip(-2)))
+
+
+@in_ways(("decode step in C", "tied"), ("decode step in C", "float16"))
+def the_second_layer_norm_of_the_step_in_c_forgotten(patch):
+    block_of = c_step._block
+
+    def swapped(block):
+        found = block_of(block)
+        found.ln_2 = found.ln_1
+        return found
+
+    patch.setattr(c_step, "_block", swapped)
+
+
+@in_ways(("decode step in C", "tied"))
+def the_cache_of_another_layer_used_by_the_step_in_c(patch):
+    slots = c_step._slots
+    first = {}
+
+    def same(layer):
+        return slots(first.setdefault(layer.keys.data_ptr() == 0, layer))
+
+    patch.setattr(c_step, "_slots", same)
+
+
+@in_ways(("decode step in C", "untied"))
+def the_step_in_c_with_another_activation(patch):
+    patch.setattr(c_step, "_activation", lambda model: 2)
 
 
 @in_ways(("int8", "tied"), ("int8", "float16"))
@@ -598,7 +615,7 @@ def int8_activations_of_one_digit(patch):
     patch.setattr(packed, "SPLIT", 1e6)
 
 
-@in_ways(("packed int8", "tied"), ("int8 kernel", "untied"))
+@in_ways(("packed int8", "tied"), ("packed int8", "untied"))
 def int8_activations_cut_off_at_255(patch):
     patch.setattr(packed, "ZERO_POINT", 220)
 
@@ -690,10 +707,8 @@ def test_the_walk_of_the_ways_notices(walked_folders, monkeypatch, tmp_path, mak
     make(monkeypatch)
     # the look at a routine before it is used notices some by itself
     monkeypatch.setattr(packed, "works", lambda *_: True)
-    monkeypatch.setattr(kernel, "_computes_the_same", lambda product: True)
-    kernel.int8_product.cache_clear()
+    monkeypatch.setattr(packed, "c_works", lambda _: c_library.library() is not None)
     assert noticed(way, walked_folders[name])
-    kernel.int8_product.cache_clear()
 
 
 def every_guess_kept(patch):

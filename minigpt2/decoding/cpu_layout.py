@@ -24,9 +24,11 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..equivalences import WAYS
+from ..formats.hugging_face import StoredLinear
 from ..model import GPT2
+from .c_products import CLinear, c_works
+from .c_step import can_step, step_in_c
 from .int8 import Int8Linear, probe, round_rows, swap_linears
-from .int8_kernel import FewRows, int8_product
 
 logger = logging.getLogger(__name__)
 ROWS = 8  # the layout is chosen for products of about so many rows; it is fast for one, too
@@ -87,33 +89,51 @@ class PackedInt8Linear(nn.Module):
 
 def pack(model: GPT2, *, compiled: bool = False) -> None:
     """Lay out the Linears and the head of a model on the CPU for speed, in place; what cannot be
-    stays plain. With `compiled`, int8 products of few rows go through C (int8_kernel.py).
+    stays plain. With `compiled`, products of few rows and the decode step are made in C.
 
     Raises InputError for a model with adapters.
     """
     model.eval()
     if model.ln_f.weight.device.type != "cpu" or model.ln_f.weight.dtype != torch.float32:
         return
-    if any(isinstance(module, Int8Linear) for module in model.modules()):
-        _pack_int8(model, compiled)
+    rounded = any(isinstance(module, Int8Linear) for module in model.modules())
+    if compiled and c_works(torch.int8 if rounded else torch.float32):
+        _in_c(model)
+    elif rounded:
+        _pack_int8(model)
     elif works(PackedLinear, _example(), "packed float32"):
         swap_linears(model, nn.Linear, PackedLinear, "packed float32")
+    model.eval()  # the new parts, too: modes that differ are set at every token
 
 
-def _pack_int8(model: GPT2, compiled: bool) -> None:
+def _in_c(model: GPT2) -> None:
+    if any(isinstance(module, Int8Linear) for module in model.modules()):
+        swap_linears(model, Int8Linear, lambda x: CLinear(x.weight, x.scale, x.bias), "int8 in C")
+    else:
+        halves = _are_half(model) and c_works(torch.float16)
+
+        def in_c(linear: nn.Linear) -> CLinear:
+            half = halves and isinstance(linear, StoredLinear)
+            weight = linear.as_stored() if half else linear.weight
+            table = model.wte.weight
+            same = (weight.shape, weight.dtype) == (table.shape, table.dtype)
+            return CLinear(table if same and weight.equal(table) else weight, None, linear.bias)
+
+        swap_linears(model, nn.Linear, in_c, "float16 in C" if halves else "float32 in C")
+    if can_step(model):
+        step_in_c(model)
+
+
+def _are_half(model: GPT2) -> bool:
+    """Whether all matrices lie in a file as float16."""
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return all(isinstance(x, StoredLinear) and x.stored_dtype == torch.float16 for x in linears)
+
+
+def _pack_int8(model: GPT2) -> None:
     linear = _example()
-    rounded = Int8Linear(*round_rows(linear.weight), linear.bias)
-    packs = works(PackedInt8Linear, rounded, "packed int8")
-    product = int8_product() if compiled else None
-    if product is not None:
-        many = PackedInt8Linear if packs else _itself
-        swap_linears(model, Int8Linear, lambda x: FewRows(x, product, many(x)), "int8 kernel")
-    elif packs:
+    if works(PackedInt8Linear, Int8Linear(*round_rows(linear.weight), linear.bias), "packed int8"):
         swap_linears(model, Int8Linear, PackedInt8Linear, "packed int8")
-
-
-def _itself(linear: Int8Linear) -> Int8Linear:
-    return linear
 
 
 def works(kind: Callable[[Any], nn.Module], plain: nn.Module, way: str) -> bool:

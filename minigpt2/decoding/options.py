@@ -60,8 +60,8 @@ class SampleOptions:
     """Precision of weights and computation; int8 rounds the weights. auto: bfloat16 or float16 on
     CUDA, else float32."""
     compile: bool = False
-    """Compile first what decoding spends its time in: torch.compile on CUDA, a C function for int8
-    on the CPU."""
+    """Compile first what decoding spends its time in: by torch.compile on CUDA, by a C compiler on
+    the CPU, once."""
     debug: bool = False
     """Show the full traceback of an error."""
     # gentler than the library's neutral defaults: untempered GPT-2 wanders, greedy GPT-2 repeats

@@ -85,11 +85,16 @@ class StoredLinear(nn.Linear):
         # without memory: its size, for whoever takes the largest first
         self.register_buffer("shape", torch.empty(linear.weight.shape, device="meta"))
         self._stored, self._transposed, self._dtype = stored, transposed, dtype
+        self.stored_dtype = FLOATS.get(stored.dtype)  # None for what a pickle calls otherwise
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         """(out, in)."""
-        value = self._stored.read().to(self._dtype)
+        return self.as_stored().to(self._dtype)
+
+    def as_stored(self) -> Tensor:
+        """(out, in), in the precision of the file."""
+        value = self._stored.read()
         return value.T if self._transposed else value
 
 

@@ -15,9 +15,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import minigpt2.decoding.c_library as c_library
+import minigpt2.decoding.c_products as c_products
+import minigpt2.decoding.c_step as c_step
 import minigpt2.decoding.cpu_layout as cpu_layout
 import minigpt2.decoding.int8 as int8
-import minigpt2.decoding.int8_kernel as int8_kernel
 import minigpt2.formats.hugging_face as hugging_face
 import minigpt2.model as model_module
 import minigpt2.sampling as sampling
@@ -32,6 +34,7 @@ from minigpt2.cli.proofs import machine, published, training
 from minigpt2.cli.proofs.every import items
 from minigpt2.cli.proofs.place import Place
 from minigpt2.cli.proofs.published import Known
+from minigpt2.cli.proofs.walk import IN_C
 from minigpt2.decoding.cuda_graphs import FixedDecodeStep
 from minigpt2.equivalences import WAYS
 from minigpt2.evaluation.proof import Item, NotHereError, Outcome, Result, judged, run
@@ -329,23 +332,40 @@ def int8_activations_cut_off(patch):
     patch.setattr(cpu_layout, "ZERO_POINT", 220)
 
 
-def transposed(function, x, linear):
-    """The int8 product of a matrix that lies the other way round."""
-    k = x.shape[-1]
-    turned = linear.weight.T.contiguous().view(-1)[: len(linear.scale) * k].view(-1, k)
-    y = F.linear(x, turned.to(x.dtype)) * linear.scale
-    return y if linear.bias is None else y + linear.bias
+def transposed(self, x):
+    """The product of a matrix that lies the other way round."""
+    turned = self.weight.T.contiguous().view(self.weight.shape).to(x.dtype)
+    y = F.linear(x, turned) * (1 if self.scale is None else self.scale)
+    return y if self.bias is None else y + self.bias
 
 
-@breaks("int8 kernel")
+@breaks("int8 in C")
 def int8_matrices_read_transposed(patch):
-    patch.setattr(int8_kernel, "_call", transposed)
+    patch.setattr(c_products.CLinear, "forward", transposed)
 
 
-@breaks("int8 kernel")
+@breaks("int8 in C")
 def int8_matrices_read_transposed_after_the_look_at_them(patch):
-    patch.setattr(int8_kernel, "_call", transposed)
-    patch.setattr(int8_kernel, "_computes_the_same", lambda product: True)
+    patch.setattr(c_products.CLinear, "forward", transposed)
+    patch.setattr(cpu_layout, "c_works", lambda dtype: True)
+
+
+@breaks("float32 in C", "float16 in C")
+def heads_in_c_read_transposed_after_the_look_at_them(patch):
+    patch.setattr(c_products.CLinear, "forward", transposed)
+    patch.setattr(cpu_layout, "c_works", lambda dtype: True)
+
+
+@breaks("decode step in C")
+def the_second_layer_norm_of_the_step_in_c_forgotten(patch):
+    block_of = c_step._block
+
+    def swapped(block):
+        found = block_of(block)
+        found.ln_2 = found.ln_1
+        return found
+
+    patch.setattr(c_step, "_block", swapped)
 
 
 @breaks("bfloat16")
@@ -457,7 +477,7 @@ def loss_scaled_in_bfloat16_only(patch):
     patch.setattr("minigpt2.training.step.accumulate", other)
 
 
-MAY_LACK = ("packed float32", "packed int8", "int8 kernel")  # of a processor, or a compiler
+MAY_LACK = ("packed float32", "packed int8", *IN_C)  # of a processor, or a compiler
 
 
 def test_there_are_many_breakages_and_those_that_matter():
@@ -474,7 +494,7 @@ def test_a_breakage_turns_its_item_to_fail(place, monkeypatch, name, make):
         pytest.skip(f"{name} is not to be had on this machine")
     make(monkeypatch)
     outcome = outcome_of(name, place)
-    int8_kernel.int8_product.cache_clear()
+    c_library.library.cache_clear()
     assert outcome.status == "FAIL", outcome
     assert outcome.detail and "\n" not in outcome.detail
 
@@ -640,8 +660,8 @@ def test_what_takes_longer_waits_for_full_or_its_name(place, monkeypatch):
 
 def test_a_missing_compiler_is_not_here(place, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
-    outcome = outcome_of("int8 kernel", place)
-    int8_kernel.int8_product.cache_clear()
+    outcome = outcome_of("int8 in C", place)
+    c_library.library.cache_clear()
     assert outcome.status == "NOT HERE" and "C compiler" in outcome.detail
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from hf_models import randomise, token_ids
+from minigpt2.decoding.c_products import CLinear
 from minigpt2.decoding.cpu_layout import PackedInt8Linear, PackedLinear
 from minigpt2.decoding.int8 import quantize
-from minigpt2.decoding.int8_kernel import FewRows
 from minigpt2.decoding.ready import load
 from minigpt2.errors import InputError
 from minigpt2.formats.hugging_face import StoredLinear, TensorFiles
@@ -51,7 +51,7 @@ def test_int8_is_int8_however_it_was_loaded(folder, compiled, tmp_path, monkeypa
         assert torch.allclose(model(idx), expected, atol=2e-3 * float(expected.abs().max()))
         assert (expected - exact(idx)).abs().max() > 1e-3
     kinds = [type(module) for module in model.modules()]
-    assert (FewRows if compiled else PackedInt8Linear) in kinds
+    assert (CLinear if compiled else PackedInt8Linear) in kinds
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ...evaluation.figures import FOLDER
@@ -21,9 +22,10 @@ class Place:
         self.cache = folder / "cache"  # for commands: of texts that are not the user's
 
     def model(self, name: str) -> Path:
-        """The folder of a model, or of adapters: "tied", "draft", "LoRA" or "peft"."""
-        make = {"tied": walk.write_folder, "draft": write_draft, "LoRA": self._lora}
-        return self._made(name, {**make, "peft": self._peft}[name])
+        """The folder of a model of the walk's FILES, or of "draft", "LoRA" or "peft"."""
+        made = {"draft": write_draft, "LoRA": self._lora, "peft": self._peft}
+        files = {file: partial(walk.write_folder, **values) for file, values in walk.FILES.items()}
+        return self._made(name, {**files, **made}[name])
 
     def text(self) -> Path:
         """A text to train on."""

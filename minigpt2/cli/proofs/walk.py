@@ -158,11 +158,17 @@ MODELS: dict[str, list[Make]] = {
     "packed float32": [loaded(dtype="float32"), packed(plain)],
     "int8": [quantized],
     "packed int8": [loaded(dtype="int8"), packed(quantized)],
-    "int8 kernel": [loaded(dtype="int8", compiled=True), packed(quantized, compiled=True)],
+    "float32 in C": [loaded(dtype="float32", compiled=True), packed(plain, compiled=True)],
+    "float16 in C": [loaded(compiled=True), loaded(dtype="float32", compiled=True)],
+    "int8 in C": [loaded(dtype="int8", compiled=True), packed(quantized, compiled=True)],
+    "decode step in C": [loaded(compiled=True), loaded(dtype="int8", compiled=True)],
     "bfloat16": [loaded(dtype="bfloat16")],
     "float16": [loaded(dtype="float16")],
     "fixed shapes": [fixed],
 }
+# of files of one precision, where a way is for them only
+FILES_OF = {"float32 in C": ["tied", "untied"], "float16 in C": ["float16"]}
+IN_C = [way for way in MODELS if way.endswith("in C")]
 ADAPTERS: dict[str, list[Make]] = {
     "LoRA beside": [beside],
     "LoRA folded": [plain, loaded(dtype="float32")],

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from ...decoding import int8_kernel
+from ...decoding import c_library
+from ...decoding.c_products import CLinear
 from ...decoding.drafters import ModelDrafter, NGramDrafter
 from ...decoding.int8 import Int8Linear, probe, round_rows
 from ...equivalences import WAYS, difference
@@ -86,7 +87,7 @@ def documents_apart(way: str, place: Place) -> Result:
 
 def on_the_cpu(way: str, place: Place) -> Result:
     """A model that computes in another way, however a user comes to it."""
-    folder = place.model("tied")
+    folder = place.model(walk.FILES_OF.get(way, ["tied"])[0])
     return _walked(way, walk.MODELS[way], folder, lambda: walk.TWINS[WAYS[way].twin](folder))
 
 
@@ -113,8 +114,8 @@ def _walked(
     device: str = "cpu",
 ) -> Result:
     """The first failure of a way, in the places where users meet it."""
-    if way == "int8 kernel":
-        int8_kernel.int8_product.cache_clear()  # so that what it says is heard
+    if way in walk.IN_C:
+        c_library.library.cache_clear()  # so that what it says is heard
     plain = twin()
     for make in makes:
         with notices("minigpt2") as heard:
@@ -125,17 +126,17 @@ def _walked(
         result = within(found, WAYS[way].tolerance, where)
         if result.status != "PASS":
             return result
-    return _by_all_threads() if way == "int8 kernel" else PASS
+    return _by_all_threads() if way == "int8 in C" else PASS
 
 
 def _by_all_threads() -> Result:
-    """The C function shares torch's threads."""
+    """The C functions share torch's threads."""
     weight, bias, rows = probe()
-    linear, product = Int8Linear(*round_rows(weight), bias), int8_kernel.int8_product()
-    assert product is not None
+    linear = Int8Linear(*round_rows(weight), bias)
+    product = CLinear(linear.weight, linear.scale, bias)
     torch.set_num_threads(os.cpu_count() or 1)  # what runs an item puts it back
-    tolerance = WAYS["int8 kernel"].tolerance
-    found = (within(difference(product(x, linear), linear(x)), tolerance) for x in rows[:2])
+    tolerance = WAYS["int8 in C"].tolerance
+    found = (within(difference(product(x), linear(x)), tolerance) for x in rows)
     return first_failure(found)
 
 
@@ -145,7 +146,7 @@ def _not_gone(way: str, heard: list[str]) -> Result:
     if "something else" in reason:
         return Result("FAIL", reason)
     compiler = os.environ.get("CC") or "cc"
-    if way == "int8 kernel" and shutil.which(compiler) is not None and os.name == "posix":
+    if way in walk.IN_C and shutil.which(compiler) is not None and os.name == "posix":
         return Result("FAIL", reason)
     raise NotHereError(reason)
 
