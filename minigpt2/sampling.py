@@ -132,13 +132,14 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     """Keep the smallest set of likeliest tokens whose probability reaches p, the one that crosses p
     included.
 
-    p = 1 keeps all, and the likeliest token always stays. Holtzman et al. 2019, arXiv:1904.09751.
+    p = 1 keeps all, and the likeliest token always stays; of equally likely ones at the border the
+    larger ids do, as in Hugging Face's. Holtzman et al. 2019, arXiv:1904.09751.
     OpenAI's own sampler leaves out the token that crosses p; this is the paper's rule, and Hugging
     Face's.
     """
     if p == 1:
         return logits
-    ascending, order = logits.sort(dim=-1)
+    ascending, order = logits.sort(dim=-1, stable=True)
     # from the unlikely end: a tail is dropped while its sum stays within 1 - p; small numbers add
     # up exactly there
     dropped = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p

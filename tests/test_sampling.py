@@ -88,6 +88,14 @@ def test_top_p_is_that_of_transformers(logits, p):
     assert torch.equal(top_p(logits, p), TopPLogitsWarper(p)(None, logits))
 
 
+def test_of_equally_likely_tokens_at_the_border_of_top_p_the_larger_ids_stay():
+    row = torch.randint(0, 3, (1, 5000), generator=torch.Generator().manual_seed(0)).float()
+    found = top_p(row, 0.95)
+    lost = [i for i, (x, y) in enumerate(zip(row[0], found[0])) if x != y]
+    smallest = [i for i, x in enumerate(row[0]) if x == 0]
+    assert 0 < len(lost) < len(smallest) and lost == smallest[: len(lost)]
+
+
 @quick
 @given(logit_rows(), st.one_of(shares, st.just(1.0)))
 def test_min_p_is_that_of_transformers(logits, p):

@@ -91,24 +91,16 @@ def kept(probs: torch.Tensor) -> torch.Tensor:
     return probs > 1e-37
 
 
-def test_the_sliders_compute_what_sampling_does(tab, monkeypatch):
+def test_the_sliders_compute_what_sampling_does(tab):
     draw = random.Random(0)
     cases = [sampling_case(draw) for _ in range(1000)]
     asked = [[x, dict(zip(CAMEL, how)), text] for x, how, text in cases]
     script = "cases => cases.map(([x, how, text]) => "
     script += "[...probabilities(Float32Array.from(x), how, text)])"
     shown = tab.evaluate(script, asked)
-    in_order = partial(torch.Tensor.sort, stable=True)
     for (logits, how, text), found in zip(cases, map(torch.FloatTensor, shown)):
         row, config = torch.tensor([logits]), SamplingConfig(**dict(zip(HOW, how)))
-        # which of equal scores is the last that top-p keeps, torch's sort leaves open ...
         expected = probabilities(row, config, [text])[0]
-        assert kept(found).sum() == kept(expected).sum()
-        close(found.sort().values, expected.sort().values)
-        # ... unless it is stable
-        with monkeypatch.context() as patch:
-            patch.setattr(torch.Tensor, "sort", lambda x, **how: in_order(x, **how))
-            expected = probabilities(row, config, [text])[0]
         assert torch.equal(kept(found), kept(expected)), (logits, how, text)
         close(found, expected)
 
