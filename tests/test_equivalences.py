@@ -174,9 +174,10 @@ def command_of(way, walked_folders):
     """The flags of the command by which a way is reached, the model whose text it writes, and the
     twin of that."""
     flags = shlex.split(WAYS[way].reached)[1:]
-    folder = walked_folders["peft" if "PEFT_FOLDER" in flags else "tied"]
-    folder = walked_folders["LoRA"] if "ADAPTER_FOLDER" in flags else folder
-    twin = walk.added_by_hand if "--model" in flags else walk.TWINS[WAYS[way].twin]
+    folders = {"PEFT_FOLDER": "peft", "ADAPTER_FOLDER": "LoRA", "FLOAT16_FOLDER": "float16"}
+    name = folders[flags[1]] if "--model" in flags else "tied"
+    folder = walked_folders[name]
+    twin = walk.added_by_hand if name in ("peft", "LoRA") else walk.TWINS[WAYS[way].twin]
     flags = flags[2:] if "--model" in flags else flags
     flags = [str(walked_folders["draft"]) if flag == "DRAFT_FOLDER" else flag for flag in flags]
     return flags, folder, twin(folder)

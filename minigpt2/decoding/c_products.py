@@ -11,7 +11,6 @@ Letters: M rows, N outputs of a Linear, K its inputs.
 from __future__ import annotations
 
 import ctypes
-import functools
 import logging
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import Tensor
 from ..equivalences import WAYS
 from ..errors import InputError
 from .c_library import library
-from .int8 import Int8Linear, probe, round_rows
+from .int8 import probe, round_rows
 
 logger = logging.getLogger(__name__)
 KINDS = {torch.float32: 0, torch.float16: 1, torch.int8: 2}  # as decode.c numbers them
@@ -120,15 +119,11 @@ def c_works(dtype: torch.dtype) -> bool:
         logger.warning("this processor does not widen float16 quickly: going on with float32")
         return False
     weight, bias, rows = probe()
-    if dtype == torch.int8:
-        plain: nn.Module = Int8Linear(*round_rows(weight), bias)
-        fast = CLinear(plain.weight, plain.scale, bias)
-        way = "int8 in C"
-    else:
-        fast = CLinear(weight.to(dtype), None, bias)
-        plain = functools.partial(F.linear, weight=weight.to(dtype).float(), bias=bias)
-        way = "float32 in C"
-    if all(WAYS[way].agrees(fast(x), plain(x)) for x in rows):
+    steps, scale = round_rows(weight) if dtype == torch.int8 else (weight.to(dtype), None)
+    fast, plain = CLinear(steps, scale, bias), steps.float()
+    plain = plain if scale is None else plain * scale[:, None]
+    way = WAYS["int8 in C" if dtype == torch.int8 else "float32 in C"]
+    if all(way.agrees(fast(x), F.linear(x, plain, bias)) for x in rows):
         return True
     logger.warning(
         "the C functions compute something else with %s: going on without them",

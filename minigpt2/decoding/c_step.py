@@ -91,11 +91,13 @@ class CDecodeStep:
         layers: Sequence[LayerCache | None],
     ) -> Tensor:
         """See GPT2.read."""
-        if self._is_plain(idx, layers):
+        few = idx.numel() <= FEW and not torch.is_grad_enabled() and not self._model.training
+        opened = [layer for layer in layers if layer is not None]
+        if not few or not opened:
             return self._plain(idx, positions, mask, layers)
         model, (n_rows, n_tokens) = self._model, idx.shape
         x = model.wte(idx) + model.wpe(positions)  # (B, T, C)
-        slots = (_Slots * len(layers))(*map(_slots, layers))
+        slots = (_Slots * len(opened))(*map(_slots, opened))
         n_threads = torch.get_num_threads()
         work = torch.empty(self._work(idx.numel(), slots[0].capacity, n_threads))
         self._functions.decode_step(
@@ -110,11 +112,6 @@ class CDecodeStep:
             ctypes.c_int64(n_threads),
         )
         return x
-
-    def _is_plain(self, idx: Tensor, layers: Sequence[LayerCache | None]) -> bool:
-        if idx.numel() > FEW or torch.is_grad_enabled() or self._model.training:
-            return True
-        return any(layer is None or layer.keys.dtype != torch.float32 for layer in layers[:1])
 
     def _work(self, n_tokens: int, capacity: int, n_threads: int) -> int:
         """How many numbers the function needs room for, see decode.c."""
@@ -158,6 +155,7 @@ def _slots(layer: LayerCache) -> _Slots:
     keys, values = layer.keys, layer.values
     row, head, slot, number = keys.stride()
     assert values.stride() == keys.stride() and (slot, number) == (keys.shape[3], 1)
+    assert keys.dtype == values.dtype == torch.float32
     return _Slots(address(keys), address(values), row, head, keys.shape[2])
 
 

@@ -113,9 +113,9 @@ def _in_c(model: GPT2) -> None:
         halves = _are_half(model) and c_works(torch.float16)
 
         def in_c(linear: nn.Linear) -> CLinear:
-            half = halves and isinstance(linear, StoredLinear)
-            weight = linear.as_stored() if half else linear.weight
             table = model.wte.weight
+            weight = linear.as_stored() if isinstance(linear, StoredLinear) else linear.weight
+            weight = weight if halves else weight.to(table.dtype)
             same = (weight.shape, weight.dtype) == (table.shape, table.dtype)
             return CLinear(table if same and weight.equal(table) else weight, None, linear.bias)
 

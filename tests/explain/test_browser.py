@@ -3,7 +3,6 @@
 import json
 import random
 import time
-from functools import partial
 
 import pytest
 import torch

@@ -161,7 +161,7 @@ MODELS: dict[str, list[Make]] = {
     "float32 in C": [loaded(dtype="float32", compiled=True), packed(plain, compiled=True)],
     "float16 in C": [loaded(compiled=True), loaded(dtype="float32", compiled=True)],
     "int8 in C": [loaded(dtype="int8", compiled=True), packed(quantized, compiled=True)],
-    "decode step in C": [loaded(compiled=True), loaded(dtype="int8", compiled=True)],
+    "decode step in C": [loaded(compiled=True), packed(plain, compiled=True)],
     "bfloat16": [loaded(dtype="bfloat16")],
     "float16": [loaded(dtype="float16")],
     "fixed shapes": [fixed],
