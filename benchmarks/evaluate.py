@@ -67,7 +67,7 @@ def ways_for(preset: str, n_tokens: int, device: torch.device) -> dict[str, Call
     model, packed = (
         GPT2(config, generator=torch.Generator().manual_seed(1)).to(device).eval() for _ in range(2)
     )
-    pack(packed.requires_grad_(False))
+    pack(packed.requires_grad_(False), cpu_routine="packed")
     tokenizer = Tokenizer.gpt2(config.vocab_size)
     ids = np.random.default_rng(1).integers(0, tokenizer.eot, n_tokens)
     row, scorer = LongRow.of_documents([ids], tokenizer.eot), Scorer(model)

@@ -50,7 +50,9 @@ WAYS: dict[str, Way] = {
     "documents apart": Way("train.py --document-mask", tolerance=ROUNDED),
     # weights that lie in another place or another order
     "deferred weights": Way("GPT2.from_pretrained(folder, deferred=True)", tolerance=ROUNDED),
-    "packed float32": Way("sample.py --dtype float32", tolerance=ROUNDED),
+    "plain float32": Way("sample.py --cpu-routine plain", tolerance=ROUNDED),
+    "packed float32": Way("sample.py --cpu-routine packed", tolerance=ROUNDED),
+    "sliced float32": Way("sample.py --cpu-routine slices", tolerance=ROUNDED),
     "float32 in C": Way("sample.py --dtype float32 --compile", tolerance=ROUNDED),
     "float16 in C": Way("sample.py --model FLOAT16_FOLDER --compile", tolerance=ROUNDED),
     "decode step in C": Way("sample.py --compile", tolerance=ROUNDED),
@@ -92,8 +94,9 @@ WAYS: dict[str, Way] = {
 }
 
 
-# laid out for one device and one dtype, and where parts are read from a file
+# laid out for one device and one dtype by `load`, and where parts are read from a file
 FIXED_WAYS = {"packed float32", "packed int8", "deferred weights", "int8 on CUDA"}
+FIXED_WAYS |= {"plain float32", "sliced float32"}
 FIXED_WAYS |= {"fixed shapes", "CUDA graph", "compiled decode step"}
 FIXED_WAYS |= {"float32 in C", "float16 in C", "int8 in C", "decode step in C"}
 
@@ -101,14 +104,15 @@ FIXED_WAYS |= {"float32 in C", "float16 in C", "int8 in C", "decode step in C"}
 def way_of_loaded(device: str, dtype: str, *, compiled: bool = False) -> str:
     """The row that says most of the model that `load` of decoding/ready.py gives on "cpu" or
     "cuda", where dtype is "int8" or one of system/precision.py's: for 16 bits on CUDA their
-    rounding, not the recording.
+    rounding, not the recording; for float32 on the CPU the plain routine, whose twin and tolerance
+    are those of every other that may be chosen.
     """
     if dtype in ("bfloat16", "float16"):
         return dtype
     if device == "cpu" and dtype == "int8":
         return "int8 in C" if compiled else "packed int8"
     if device == "cpu":
-        return "float32 in C" if compiled else "packed float32"
+        return "float32 in C" if compiled else "plain float32"
     if dtype == "int8":
         return "int8 on CUDA"
     return "compiled decode step" if compiled else "CUDA graph"

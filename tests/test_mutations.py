@@ -24,7 +24,7 @@ from minigpt2.decoding import cuda_graphs as graphs
 from minigpt2.decoding import int8 as quantize
 from minigpt2.decoding.drafters import NGramDrafter
 from minigpt2.equivalences import WAYS, difference
-from minigpt2.errors import InputError
+from minigpt2.errors import InputError, OptionError
 from minigpt2.evaluation import scorer as scorer_module
 from minigpt2.formats import hugging_face
 from minigpt2.formats.peft import Adapter, LoRAConfig
@@ -631,6 +631,23 @@ def packed_biases_forgotten(patch):
     patch.setattr(packed.PackedLinear, "__init__", without)
 
 
+@in_ways(("plain float32", "tied"), ("sliced float32", "untied"))
+def plain_biases_forgotten(patch):
+    init = packed.PlainLinear.__init__
+
+    def without(self, linear):
+        init(self, linear)
+        self.bias = None
+
+    patch.setattr(packed.PlainLinear, "__init__", without)
+
+
+@in_ways(("sliced float32", "tied"))
+def slices_of_a_matrix_in_another_order(patch):
+    bmm = torch.bmm
+    patch.setattr(packed.torch, "bmm", lambda slices, rows: bmm(slices.flip(0), rows))
+
+
 @in_ways(("deferred weights", "tied"), ("packed float32", "tied"))
 def head_of_deferred_weights_off_by_a_row(patch):
     skeleton = model_module.skeleton
@@ -688,7 +705,10 @@ def noticed(way, folder):
     """Whether the walk of a way fails for one of the places where users meet it."""
     for make in {**walk.MODELS, **walk.ADAPTERS}[way]:
         twin = walk.added_by_hand if way in walk.ADAPTERS else walk.TWINS[WAYS[way].twin]
-        model = make(folder)
+        try:
+            model = make(folder)
+        except OptionError:  # a routine that is not to be had
+            return True
         goes = walk.goes(model, way) or way in walk.UNMARKED
         if not goes or walk.worst(model, twin(folder))[0] > WAYS[way].tolerance:
             return True

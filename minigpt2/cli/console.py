@@ -91,6 +91,8 @@ def run_script(
     def work() -> int:
         nonlocal options
         options = _asked_for(options_class, argv, positional, recorded, subcommand)
+        if options is not None and options.debug:
+            logging.getLogger("minigpt2.decoding").setLevel(logging.DEBUG)
         return 0 if options is None else main(options) or 0
 
     return ended(work, traceback_wanted=lambda: options is not None and options.debug)
@@ -346,6 +348,7 @@ def _prepare_output() -> None:
     prepare_streams()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger().handlers[0].setFormatter(MessageFormatter())
+    logging.getLogger("minigpt2.decoding").setLevel(logging.NOTSET)  # until --debug asks for more
     warnings.showwarning, sys.excepthook = show_warning, show_traceback
     for noisy in ("httpx", "httpcore", "httpx2", "matplotlib", "torch"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -144,7 +144,15 @@ def loaded(options: EvaluateOptions, place: Place) -> Iterator[tuple[str, GPT2, 
     from ..decoding.ready import load_with_tokenizer
 
     for source in options.models:
-        yield source, *load_with_tokenizer(source, device=place.device, dtype=options.dtype)
+        yield (
+            source,
+            *load_with_tokenizer(
+                source,
+                device=place.device,
+                dtype=options.dtype,
+                cpu_routine=options.cpu_routine,
+            ),
+        )
 
 
 @dataclass
@@ -192,7 +200,13 @@ class KeptSumsOf:
         self.dtype = "int8" if options.dtype == "int8" else number
         stride = checked_stride(options.stride, model.config.block_size)
         protocol = [stride, options.document_mask]
-        computed = [self.dtype, place.device.type, __version__, torch.__version__]
+        computed = [
+            self.dtype,
+            options.cpu_routine,
+            place.device.type,
+            __version__,
+            torch.__version__,
+        ]
         weights = file_digests(source) if place.world.is_main else None
         self.file = KeptSums([weights, text.info.sha256, text.info.tokenizer, protocol, computed])
 

@@ -42,11 +42,12 @@ def in_flags(problem: BaseException) -> str:
 
 NEUTRAL = {  # values that ask for nothing; of other fields None, False, 0 and ()
     "top_p": (1,), "num_samples": (1,), "repetition_penalty": (1,), "seed": (), "temperature": (),
+    "cpu_routine": ("auto",),
 }  # fmt: skip
 
 DRAWS = ("seed", "top_k", "top_p", "min_p")
 
-WRITES = ("stop", "ban", "guess", "draft", "compile", "temperature", *DRAWS)
+WRITES = ("stop", "ban", "guess", "draft", "compile", "cpu_routine", "temperature", *DRAWS)
 WRITES += ("repetition_penalty", "no_repeat_ngram", "top_logprobs")
 
 

@@ -50,7 +50,11 @@ def main(options: SampleOptions) -> int:
         parts = "only --dtype int8 has something" if device == "cpu" else "there is nothing"
         logger.warning(f"--compile changes nothing: on {device} {parts} to compile")
     model, tokenizer = load_with_tokenizer(
-        options.model, device=options.device, dtype=options.dtype, compiled=options.compile
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        compiled=options.compile,
+        cpu_routine=options.cpu_routine,
     )
     tell_idle_special_tokens(options, tokenizer, prompts)
     drafters = DrafterFactory(options, tokenizer, model)

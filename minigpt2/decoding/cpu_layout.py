@@ -21,17 +21,23 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import require
 from ..equivalences import WAYS
+from ..errors import OptionError
 from ..formats.hugging_face import StoredLinear
 from ..model import GPT2
 from .c_products import CLinear, c_works
 from .c_step import can_step, step_in_c
-from .int8 import Int8Linear, probe, round_rows, swap_linears
+from .int8 import Int8Linear, check_no_adapters, probe, round_rows, swap_linears
+from .routines import Routine, choose
 
 logger = logging.getLogger(__name__)
 ROWS = 8  # the layout is chosen for products of about so many rows; it is fast for one, too
+SLICES = 4  # of a matrix's rows, which are multiplied side by side
+FEW = 16  # rows, up to which slices are worth it
 
 # FBGEMM multiplies unsigned by signed bytes and adds pairs of products in 16 bits, which hold them
 # while the unsigned ones stay below 128. So an activation is cut into two digits of -63 to 63: its
@@ -51,6 +57,48 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (..., K) -> (..., N)."""
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
+class PlainLinear(nn.Module):
+    """A float32 Linear as torch has it, whose matrix lies in memory row by row."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = linear.weight.detach().contiguous()
+        self.bias = None if linear.bias is None else linear.bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., K) -> (..., N)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class SlicedLinear(PlainLinear):
+    """A float32 Linear whose products with few rows are those of slices of its matrix, in one call:
+    on some processors a batch of products is read sooner than one of many rows.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., K) -> (..., N)."""
+        rows = x.reshape(-1, x.shape[-1])  # (M, K)
+        if len(rows) > FEW:
+            return super().forward(x)
+        n, k = self.weight.shape
+        whole = n - n % SLICES  # rows of the matrix that are in slices
+        slices = self.weight[:whole].view(SLICES, whole // SLICES, k)
+        y = torch.bmm(slices, rows.T.expand(SLICES, -1, -1)).flatten(0, 1).T  # (M, whole)
+        if whole < n:
+            y = torch.cat((y, F.linear(rows, self.weight[whole:])), dim=1)
+        if self.bias is not None:
+            y = y + self.bias
+        return y.reshape(*x.shape[:-1], n).contiguous()
+
+
+# the plain one first
+ROUTINES = (
+    Routine("plain", "plain float32", PlainLinear),
+    Routine("packed", "packed float32", PackedLinear),
+    Routine("slices", "sliced float32", SlicedLinear),
+)
 
 
 class PackedInt8Linear(nn.Module):
@@ -87,11 +135,13 @@ class PackedInt8Linear(nn.Module):
         return y.view(*x.shape[:-1], -1)
 
 
-def pack(model: GPT2, *, compiled: bool = False) -> None:
+def pack(model: GPT2, *, compiled: bool = False, cpu_routine: str = "auto") -> None:
     """Lay out the Linears and the head of a model on the CPU for speed, in place; what cannot be
     stays plain. With `compiled`, products of few rows and the decode step are made in C.
+    Without it, `cpu_routine` is the routine of all float32 matrices, or "auto", by which
+    routines.py chooses.
 
-    Raises InputError for a model with adapters.
+    Raises InputError for a model with adapters, and for a routine that is not to be had here.
     """
     model.eval()
     if model.ln_f.weight.device.type != "cpu" or model.ln_f.weight.dtype != torch.float32:
@@ -101,9 +151,59 @@ def pack(model: GPT2, *, compiled: bool = False) -> None:
         _in_c(model)
     elif rounded:
         _pack_int8(model)
-    elif works(PackedLinear, _example(), "packed float32"):
-        swap_linears(model, nn.Linear, PackedLinear, "packed float32")
+    else:
+        _lay_out(model, cpu_routine)
     model.eval()  # the new parts, too: modes that differ are set at every token
+
+
+def _lay_out(model: GPT2, name: str) -> None:
+    """Let each Linear be multiplied by the routine with this name, or by the one chosen for it."""
+    check_no_adapters(model)
+    candidates = _candidates(name)
+    shapes = _shapes(model)
+    if name == "auto":
+        chosen = choose(candidates, shapes)
+    else:
+        chosen = dict.fromkeys(shapes, candidates[-1])
+        logger.debug("products on the CPU: %s (as asked for)", name)
+    table = model.wte.weight
+
+    def routine_of(linear: nn.Linear) -> Routine:
+        return chosen[linear.out_features, linear.in_features]
+
+    def laid_out(linear: nn.Linear) -> nn.Module:
+        if (linear.out_features, linear.in_features) == table.shape and linear.weight.equal(table):
+            own = nn.Linear(*table.T.shape, bias=False, device="meta")
+            own.weight, own.bias = table, linear.bias  # in memory once, as in the file
+            linear = own
+        return routine_of(linear).make(linear)
+
+    swap_linears(model, nn.Linear, laid_out, lambda linear: routine_of(linear).way)
+
+
+def _candidates(name: str) -> list[Routine]:
+    """The routines that this machine has, the plain one first; of a name, the one that has it."""
+    allowed = ["auto", *(routine.name for routine in ROUTINES)]
+    require("cpu_routine", name, name in allowed, ", ".join(allowed))
+    plain, *others = ROUTINES
+    if name == "plain":
+        return [plain]
+    there = [r for r in others if name in ("auto", r.name) and works(r.make, _example(), r.way)]
+    if name != "auto" and not there:
+        raise OptionError(
+            f"cpu_routine is {name!r}, which this torch does not have on this processor: use "
+            "plain, or auto, which takes the fastest of those that are there",
+            "cpu_routine",
+        )
+    return [plain, *there]
+
+
+def _shapes(model: GPT2) -> list[tuple[int, int]]:
+    """(N, K) of every Linear, the head included."""
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    shapes = [(linear.out_features, linear.in_features) for linear in linears]
+    tied = model.config.tie_word_embeddings
+    return shapes + [(model.config.vocab_size, model.config.n_embd)] * tied
 
 
 def _in_c(model: GPT2) -> None:

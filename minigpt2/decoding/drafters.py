@@ -208,6 +208,7 @@ class DrafterFactory:
             device=options.device,
             dtype=options.dtype,
             compiled=options.compile,
+            cpu_routine=options.cpu_routine,
             accept=check_tokens,
         )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn as nn
@@ -91,16 +91,19 @@ def _rounded(linear: nn.Linear) -> Int8Linear:
 
 
 def swap_linears(
-    model: GPT2, kind: type[Linear], change: Callable[[Linear], nn.Module], way: str
+    model: GPT2,
+    kind: type[Linear],
+    change: Callable[[Linear], nn.Module],
+    way: str | Callable[[Linear], str],
 ) -> None:
-    """Replace every module of one kind, the head included, by what `change` makes of it.
+    """Replace every module of one kind, the head included, by what `change` makes of it; `way` is
+    the row of the table of equivalences, of all or of each.
 
     The largest goes first and each is let go before the next is changed, so that memory does not
     grow beyond that of before or after. Raises InputError for a model with adapters, which `change`
     would leave out.
     """
-    if any(ways[-1] == "LoRA beside" for ways in ways_of(model).values()):
-        raise InputError("the model has LoRA adapters: fold them into it first, with lora.merge")
+    check_no_adapters(model)
     _untie(model, way)
     found = {name: module for name, module in model.named_modules() if isinstance(module, kind)}
     names = sorted(
@@ -108,18 +111,24 @@ def swap_linears(
     )
     found.clear()
     for name in names:
-        swap(model, name, change, way)
+        swap(model, name, change, _way(way, model.get_submodule(name)))
 
 
-def _untie(model: GPT2, way: str) -> None:
+def check_no_adapters(model: GPT2) -> None:
+    """Raise InputError for a model with adapters."""
+    if any(ways[-1] == "LoRA beside" for ways in ways_of(model).values()):
+        raise InputError("the model has LoRA adapters: fold them into it first, with lora.merge")
+
+
+def _way(way: str | Callable[[Any], str], linear: nn.Module) -> str:
+    return way if isinstance(way, str) else way(linear)
+
+
+def _untie(model: GPT2, way: str | Callable[[Any], str]) -> None:
     """Give a tied model a head of its own, on the same memory, so that it can be replaced."""
     if not model.config.tie_word_embeddings:
         return
-
-    def head(_: None) -> nn.Linear:
-        linear = nn.Linear(model.config.n_embd, model.config.vocab_size, False, device="meta")
-        linear.weight = model.wte.weight
-        return linear
-
-    swap(model, "lm_head", head, way)
+    head = nn.Linear(model.config.n_embd, model.config.vocab_size, False, device="meta")
+    head.weight = model.wte.weight
+    swap(model, "lm_head", lambda _: head, _way(way, head))
     model.config = replace(model.config, tie_word_embeddings=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ..arguments import SampleDType, check_field, flag
+from ..arguments import CpuRoutine, SampleDType, check_field, flag
 from ..errors import InputError
 from ..sampling import SamplingConfig
 
@@ -62,8 +62,11 @@ class SampleOptions:
     compile: bool = False
     """Compile first what decoding spends its time in: by torch.compile on CUDA, by a C compiler on
     the CPU, once."""
+    cpu_routine: CpuRoutine = "auto"
+    """How float32 matrices are multiplied on the CPU. auto: by a short measurement, made once and
+    kept. They round differently: name one to get the same text for a seed elsewhere."""
     debug: bool = False
-    """Show the full traceback of an error."""
+    """Show the full traceback of an error, and which --cpu-routine was chosen, and why."""
     # gentler than the library's neutral defaults: untempered GPT-2 wanders, greedy GPT-2 repeats
     # itself
     sampling: SamplingConfig = field(
@@ -80,6 +83,11 @@ class SampleOptions:
             raise InputError(
                 "--interactive writes one answer a prompt, as text: leave out --json and "
                 "--num-samples"
+            )
+        if self.compile and self.cpu_routine != "auto":
+            raise InputError(
+                f"--cpu-routine {self.cpu_routine} is given beside --compile, by which products are "
+                "made in C: leave one of them out"
             )
         if self.top_logprobs and not self.json:
             raise InputError("--top-logprobs is written with --json only: add --json")

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn as nn
 
-from ..equivalences import swap
-from ..formats.hugging_face import StoredLinear
+from ..arguments import require
 from ..hub.folders import MODEL_FILES, model_folder, revision_of
 from ..model import GPT2
 from ..system.files import at_one_moment
@@ -27,14 +25,16 @@ def load(
     device: torch.device | str = "auto",
     dtype: torch.dtype | str = "auto",
     compiled: bool = False,
+    cpu_routine: str = "auto",
 ) -> GPT2:
     """A model that only decodes, frozen, as fast as this machine can without waiting for anything.
 
     dtype is "auto", "int8" or one of precision.py's. With `compiled`, also what has to be compiled
-    first: torch.compile on CUDA, a small C function for int8 on the CPU. Raises InputError for what
-    is not there or not supported.
+    first: torch.compile on CUDA, a small C function for int8 on the CPU. `cpu_routine` says how
+    float32 matrices are multiplied on the CPU: "auto" is what a short measurement chose there, see
+    routines.py. Raises InputError for what is not there or not supported.
     """
-    read = _reader(device, dtype, compiled=compiled)
+    read = _reader(device, dtype, compiled, cpu_routine)
     folder = model_folder(source)
     return at_one_moment(folder, MODEL_FILES, lambda: read(folder))
 
@@ -45,6 +45,7 @@ def load_with_tokenizer(
     device: torch.device | str = "auto",
     dtype: torch.dtype | str = "auto",
     compiled: bool = False,
+    cpu_routine: str = "auto",
     accept: Callable[[Tokenizer], None] | None = None,
 ) -> tuple[GPT2, Tokenizer]:
     """A model as `load` gives it, and the tokenizer that lies beside it: both of one commit, and of
@@ -53,7 +54,7 @@ def load_with_tokenizer(
     `accept` is asked about the tokenizer before weights are downloaded, and may raise. Raises what
     `load` raises, and InputError when the two do not fit together.
     """
-    read_model = _reader(device, dtype, compiled=compiled)
+    read_model = _reader(device, dtype, compiled, cpu_routine)
     folder = model_folder(source, with_weights=accept is None)
     if accept is not None:
         accept(Tokenizer.of_model(source, folder))
@@ -71,34 +72,26 @@ def load_with_tokenizer(
 
 
 def _reader(
-    device: torch.device | str, dtype: torch.dtype | str, *, compiled: bool
+    device: torch.device | str, dtype: torch.dtype | str, compiled: bool, cpu_routine: str
 ) -> Callable[[Path], GPT2]:
     """From a folder to a model ready to decode; what this machine lacks is said at once."""
     where = pick_device(device)
     number = pick_dtype("auto" if dtype == "int8" else dtype, where, training=False)
+    has_routines = where.type == "cpu" and number == torch.float32 and dtype != "int8"
+    kind = "int8" if dtype == "int8" else str(number).removeprefix("torch.")
+    allowed = f"auto for {kind} on {where.type}: others are for float32 on the CPU"
+    require("cpu_routine", cpu_routine, has_routines or cpu_routine == "auto", allowed)
+    allowed = "auto beside compiled, by which products are made in C"
+    require("cpu_routine", cpu_routine, not compiled or cpu_routine == "auto", allowed)
 
     def read(folder: Path) -> GPT2:
         model = GPT2.from_pretrained(folder, device=where, dtype=number, deferred=True)
         if dtype == "int8":
             quantize(model)
         if where.type == "cpu":
-            pack(model, compiled=compiled)
-            _leave_file(model)
+            pack(model, compiled=compiled, cpu_routine=cpu_routine)
         elif where.type == "cuda":
             fix_shapes(model, compiled=compiled)
         return model.requires_grad_(False)  # gradients of what was laid out would be wrong
 
     return read
-
-
-def _leave_file(model: GPT2) -> None:
-    """Read what could not be laid out anew: the file may change while the model is used."""
-
-    def read(stored: StoredLinear) -> nn.Linear:
-        linear = nn.Linear(stored.in_features, stored.out_features, device="meta")
-        linear.weight, linear.bias = nn.Parameter(stored.weight.contiguous()), stored.bias
-        return linear
-
-    for name, module in [*model.named_modules()]:
-        if isinstance(module, StoredLinear):
-            swap(model, name, read, "deferred weights")

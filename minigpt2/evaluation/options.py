@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from ..arguments import SampleDType, check_field, check_types, refuse
+from ..arguments import CpuRoutine, SampleDType, check_field, check_types, refuse
 from ..corpus.options import TextConfig
 from ..errors import InputError, OptionError
 
@@ -46,10 +46,13 @@ class EvaluateOptions:
     dtype: SampleDType = "auto"
     """Precision of weights and computation, which is judged with the model; int8 rounds the
     weights. auto: bfloat16 or float16 on CUDA, else float32."""
+    cpu_routine: CpuRoutine = "auto"
+    """How float32 matrices are multiplied on the CPU. auto: by a short measurement, made once and
+    kept."""
     json: bool = False
     """Print one JSON object per model."""
     debug: bool = False
-    """Show the full traceback of an error."""
+    """Show the full traceback of an error, and which --cpu-routine was chosen, and why."""
     text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:

@@ -47,6 +47,7 @@ def leaves(options_class):
 def values_for(name, kind):
     """Two values that a flag takes."""
     choices = {"preset": ("nano", "gpt2"), "dtype": ("float32", "float16"), "to": ("hf", "hf")}
+    choices |= {"cpu_routine": ("plain", "packed")}
     choices |= {"task": ("ptb", "hellaswag")}
     return choices.get(name, ("keep", "drop") if name == "duplicates" else ("1", "2"))
 

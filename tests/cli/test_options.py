@@ -231,6 +231,7 @@ SAMPLE_FLAGS = {
     **dict.fromkeys(["repetition_penalty", "no_repeat_ngram", "stop", "ban"], (NO_TEXT,)),
     **dict.fromkeys(["guess", "draft", "top_logprobs"], (NO_TEXT,)),
     "compile": [NO_TEXT],  # and SITUATION
+    "cpu_routine": [NO_TEXT],
     "special_tokens": SITUATION,
 }
 TEXT_FLAGS = {
@@ -282,6 +283,7 @@ WORDS |= {
     "stop": ["a"],
     "ban": ["a"],
     "draft": ["a"],
+    "cpu_routine": ["plain"],
     "val_fraction": ["0.2"],
 }
 CASES = [

@@ -333,6 +333,28 @@ def test_what_has_no_part_to_compile_is_said(capsys, model, more):
     assert (said in sample(capsys, model, *flags, "--compile").err) == (not more)
 
 
+def test_debug_shows_the_routine_that_was_chosen_and_why(capsys, model):
+    flags = ["--prompt", "The", "--device", "cpu", "--max-new-tokens", 2]
+    reasons = {"auto": "the matrices are small", "slices": "as asked for"}
+    for routine, reason in reasons.items():
+        name = "plain" if routine == "auto" else routine
+        line = f"products on the CPU: {name} ({reason})\n"
+        asked = [*flags, "--cpu-routine", routine]
+        assert line in sample(capsys, model, *asked, "--debug").err
+        assert "products" not in sample(capsys, model, *asked).err
+
+
+def test_a_routine_for_what_is_not_float32_is_refused_in_a_line(capsys, model):
+    flags = ["--prompt", "The", "--device", "cpu", "--cpu-routine", "plain", "--dtype", "int8"]
+    result = sample(capsys, model, *flags)
+    assert result.code == 2 and result.last_line == (
+        "error: --cpu-routine is 'plain', allowed is auto for int8 on cpu: others are for float32 "
+        "on the CPU"
+    )
+    result = sample(capsys, model, *flags[:-2], "--compile")
+    assert result.code == 2 and "--cpu-routine plain is given beside --compile" in result.last_line
+
+
 @pytest.mark.parametrize("more", [["--dtype", "int8"], ["--dtype", "int8", "--compile"]], ids=str)
 def test_int8_writes_text(capsys, model, more):
     (row,) = rows(sample(capsys, model, "--prompt", "The", "--json", *more))

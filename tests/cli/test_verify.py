@@ -318,6 +318,17 @@ def packed_biases_forgotten(patch):
     patch.setattr(cpu_layout.PackedLinear, "__init__", without)
 
 
+@breaks("plain float32", "sliced float32")
+def plain_biases_forgotten(patch):
+    init = cpu_layout.PlainLinear.__init__
+
+    def without(self, linear):
+        init(self, linear)
+        self.bias = None
+
+    patch.setattr(cpu_layout.PlainLinear, "__init__", without)
+
+
 @breaks("int8")
 def int8_scales_of_the_row_before(patch):
     def shifted(weight, round_rows=int8.round_rows):

@@ -1,15 +1,27 @@
 """What is laid out for speed computes what it did before."""
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
 import torch.nn as nn
 
 from hf_models import randomise
+from minigpt2.arguments import CpuRoutine
 from minigpt2.decoding import cpu_layout as packed
-from minigpt2.decoding.cpu_layout import PackedInt8Linear, PackedLinear, pack, works
+from minigpt2.decoding.cpu_layout import (
+    FEW,
+    ROUTINES,
+    PackedInt8Linear,
+    PackedLinear,
+    PlainLinear,
+    SlicedLinear,
+    pack,
+    works,
+)
 from minigpt2.decoding.int8 import Int8Linear, probe, quantize, round_rows
+from minigpt2.decoding.routines import Routine
 from minigpt2.equivalences import ways_of
 from minigpt2.errors import InputError
 from minigpt2.generate import generate
@@ -56,17 +68,43 @@ has_float32 = needs(PackedLinear, for_probe(PLAIN), "packed float32")
 has_int8 = needs(PackedInt8Linear, for_probe(ROUNDED), "packed int8")
 
 
-@has_float32
+every_routine = pytest.mark.parametrize(
+    "routine",
+    [pytest.param(r, marks=has_float32 if r.name == "packed" else ()) for r in ROUTINES],
+    ids=[r.name for r in ROUTINES],
+)
+
+
+@every_routine
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", [(1,), (2,), (13,), (2, 7), (3, 1)], ids=str)
-@pytest.mark.parametrize("shape", [(7, 5), (64, 48), (257, 34)], ids=str)
-def test_a_packed_product_is_the_plain_one(shape, rows, bias):
+@pytest.mark.parametrize("rows", [(1,), (2,), (13,), (2, 7), (3, 1), (FEW + 1,)], ids=str)
+@pytest.mark.parametrize("shape", [(7, 5), (64, 48), (257, 34), (3, 5)], ids=str)
+def test_a_product_of_every_routine_is_the_plain_one(routine, shape, rows, bias):
     n, k = shape
     linear = nn.Linear(k, n, bias=bias).requires_grad_(False)
+    transposed = copy.deepcopy(linear)
+    transposed.weight.data = linear.weight.data.T.contiguous().T  # as it lies in a file
     x = torch.randn(*rows, k)
-    y = PackedLinear(linear)(x)
-    assert y.shape == (*rows, n)
-    assert torch.allclose(y, linear(x), atol=1e-5, rtol=1e-5)
+    for kind in (linear, transposed):
+        y = routine.make(kind)(x)
+        assert y.shape == (*rows, n) and y.is_contiguous()
+        assert torch.allclose(y, linear(x), atol=1e-5, rtol=1e-5)
+
+
+def test_the_routines_that_a_user_can_name_are_those_there_are():
+    assert get_args(CpuRoutine) == ("auto", *(routine.name for routine in ROUTINES))
+
+
+@pytest.mark.parametrize(
+    "routine", [r for r in ROUTINES if r.name != "packed"], ids=lambda r: r.name
+)
+def test_a_routine_that_reads_rows_as_they_lie_copies_nothing(routine):
+    model = random_model()
+    table = model.wte.weight
+    pack(model, cpu_routine=routine.name)
+    assert model.lm_head.weight.data_ptr() == table.data_ptr()
+    linear = random_model().h[0].mlp.c_fc
+    assert routine.make(linear).weight.data_ptr() == linear.weight.data_ptr()
 
 
 @has_float32
@@ -122,13 +160,14 @@ def test_rows_of_a_packed_int8_product_do_not_depend_on_the_others():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("rounded", [False, True])
-def test_a_packed_model_says_what_the_plain_one_says(tied, rounded):
+@pytest.mark.parametrize("routine", ["int8", "auto", *(r.name for r in ROUTINES)])
+def test_a_packed_model_says_what_the_plain_one_says(tied, routine):
     model = random_model(tie_word_embeddings=tied)
+    rounded = routine == "int8"
     if rounded:
         quantize(model)
     plain = copy.deepcopy(model)
-    pack(model)
+    pack(model, cpu_routine="auto" if rounded else routine)
     idx = torch.randint(257, (3, 31))
     scale = plain(idx).abs().max()
     assert torch.allclose(model(idx), plain(idx), atol=(2e-3 if rounded else 1e-5) * float(scale))
@@ -139,9 +178,10 @@ def test_a_packed_model_says_what_the_plain_one_says(tied, rounded):
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SamplingConfig(temperature=0.9, top_p=0.9)], ids=str)
-def test_a_row_of_a_packed_batch_is_what_it_is_alone(sampling):
+@every_routine
+def test_a_row_of_a_packed_batch_is_what_it_is_alone(routine, sampling):
     model = random_model()
-    pack(model)
+    pack(model, cpu_routine=routine.name)
     rows = [torch.randint(257, (n,)).tolist() for n in (5, 1, 13, 8)]
     options = {"max_new_tokens": 40, "sampling": sampling, "seed": 5}
     together = generate(model, rows, **options)
@@ -153,14 +193,20 @@ def test_a_row_of_a_packed_batch_is_what_it_is_alone(sampling):
 @has_float32
 @has_int8
 def test_everything_is_packed():
-    for rounded in (False, True):
+    kinds_of = {
+        "plain": PlainLinear,
+        "packed": PackedLinear,
+        "slices": SlicedLinear,
+        "int8": PackedInt8Linear,
+    }
+    for name, expected in kinds_of.items():
         model = random_model()
-        if rounded:
+        if name == "int8":
             quantize(model)
-        pack(model)
+        pack(model, cpu_routine="auto" if name == "int8" else name)
         kinds = [type(module) for module in model.modules()]
         assert nn.Linear not in kinds and Int8Linear not in kinds
-        assert kinds.count(PackedInt8Linear if rounded else PackedLinear) == 4 * 3 + 1
+        assert kinds.count(expected) == 4 * 3 + 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -176,7 +222,10 @@ def test_where_the_routines_are_missing_the_plain_path_stays(monkeypatch):
     idx = torch.randint(257, (1, 9))
     expected = model(idx)
     pack(model)
-    assert torch.equal(model(idx), expected) and not ways_of(model)
+    assert torch.equal(model(idx), expected)
+    assert set(ways_of(model).values()) == {("plain float32",)}
+    with pytest.raises(InputError, match="cpu_routine is 'packed', which this torch does not have"):
+        pack(random_model(), cpu_routine="packed")
 
 
 def test_a_missing_routine_is_noticed():
@@ -208,7 +257,8 @@ class WrongFromThreeRowsOn(PackedLinear):
 @has_float32
 @pytest.mark.parametrize("kind", [ReadsStridesWrongly, WrongFromThreeRowsOn])
 def test_a_routine_that_computes_something_else_is_not_used_and_told_of(kind, caplog, monkeypatch):
-    monkeypatch.setattr(packed, "PackedLinear", kind)
+    wrong = Routine("packed", "packed float32", kind)
+    monkeypatch.setattr(packed, "ROUTINES", (ROUTINES[0], wrong))
     model = random_model()
     plain = copy.deepcopy(model)
     pack(model)
@@ -240,6 +290,13 @@ def test_a_model_with_adapters_is_refused_and_stays_as_it_was(change):
         change(model)
     assert torch.equal(model(idx), expected)
     assert [type(module) for module in model.modules()] == kinds
+
+
+@pytest.mark.parametrize("name", ["fastest", "", None, "Plain"])
+def test_a_routine_that_there_is_not_is_refused(name):
+    allowed = "allowed is auto, plain, packed, slices"
+    with pytest.raises(InputError, match=f"cpu_routine is {name!r}, {allowed}"):
+        pack(random_model(), cpu_routine=name)
 
 
 def test_packing_leaves_torchs_settings_alone():

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from hf_models import randomise, token_ids
+from minigpt2.decoding import routines
 from minigpt2.decoding.c_products import CLinear
 from minigpt2.decoding.cpu_layout import PackedInt8Linear, PackedLinear
 from minigpt2.decoding.int8 import quantize
 from minigpt2.decoding.ready import load
+from minigpt2.equivalences import ways_of
 from minigpt2.errors import InputError
 from minigpt2.formats.hugging_face import StoredLinear, TensorFiles
 from minigpt2.generate import generate
@@ -30,12 +32,42 @@ def folder(request, tmp_path):
 
 
 def test_a_loaded_model_is_packed_and_says_the_same(folder):
-    plain, model = GPT2.from_pretrained(folder), load(folder, device="cpu")
+    plain = GPT2.from_pretrained(folder)
+    model = load(folder, device="cpu", cpu_routine="packed")
     rows = [[5], [7, 9, 200]]
     expected = generate(plain, rows, max_new_tokens=70, sampling=GREEDY)
     assert generate(model, rows, max_new_tokens=70, sampling=GREEDY) == expected
     assert PackedLinear in [type(module) for module in model.modules()]
     assert not model.training
+
+
+def test_a_small_model_is_loaded_without_a_measurement(folder, monkeypatch, caplog):
+    monkeypatch.setattr(routines, "measured", lambda *_, **__: pytest.fail("measured"))
+    with caplog.at_level("DEBUG", "minigpt2.decoding"):
+        model = load(folder, device="cpu")
+    assert "products on the CPU: plain (the matrices are small)" in caplog.messages
+    assert {ways[-1] for ways in ways_of(model).values()} == {"plain float32"}
+    assert not any(isinstance(module, StoredLinear) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [("int8", "int8"), ("bfloat16", "bfloat16"), (torch.float16, "float16")]
+)
+def test_a_routine_is_named_for_float32_only(folder, dtype, kind):
+    message = f"^cpu_routine is 'plain', allowed is auto for {kind} on cpu: others are for float32"
+    with pytest.raises(InputError, match=message):
+        load(folder, device="cpu", dtype=dtype, cpu_routine="plain")
+    with pytest.raises(InputError, match="cpu_routine is 'best', allowed is auto, plain, packed"):
+        load(folder, device="cpu", cpu_routine="best")
+    with pytest.raises(InputError, match="cpu_routine is 'slices', allowed is auto beside compile"):
+        load(folder, device="cpu", cpu_routine="slices", compiled=True)
+
+
+def test_the_head_of_a_tied_model_is_its_table(folder):
+    tied = GPT2.from_pretrained(folder).config.tie_word_embeddings
+    for routine in ("plain", "slices"):
+        model = load(folder, device="cpu", cpu_routine=routine)
+        assert (model.lm_head.weight.data_ptr() == model.wte.weight.data_ptr()) == tied
 
 
 @pytest.mark.parametrize("compiled", [False, True])

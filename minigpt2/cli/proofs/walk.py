@@ -155,7 +155,9 @@ def loaded(**options) -> Make:
 # how each way is reached; most by a command and from the library
 MODELS: dict[str, list[Make]] = {
     "deferred weights": [lambda folder: GPT2.from_pretrained(folder, deferred=True)],
-    "packed float32": [loaded(dtype="float32"), packed(plain)],
+    "plain float32": [loaded(cpu_routine="plain"), packed(plain, cpu_routine="plain")],
+    "packed float32": [loaded(cpu_routine="packed"), packed(plain, cpu_routine="packed")],
+    "sliced float32": [loaded(cpu_routine="slices"), packed(plain, cpu_routine="slices")],
     "int8": [quantized],
     "packed int8": [loaded(dtype="int8"), packed(quantized)],
     "float32 in C": [loaded(dtype="float32", compiled=True), packed(plain, compiled=True)],
