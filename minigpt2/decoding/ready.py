@@ -30,7 +30,7 @@ def load(
     """A model that only decodes, frozen, as fast as this machine can without waiting for anything.
 
     dtype is "auto", "int8" or one of precision.py's. With `compiled`, also what has to be compiled
-    first: torch.compile on CUDA, a small C function for int8 on the CPU. `cpu_routine` says how
+    first: torch.compile on CUDA, decode.c on the CPU. `cpu_routine` says how
     float32 matrices are multiplied on the CPU: "auto" is what a short measurement chose there, see
     routines.py. Raises InputError for what is not there or not supported.
     """
