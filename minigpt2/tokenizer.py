@@ -249,15 +249,16 @@ class Tokenizer:
         templates = {**self._vocabulary.templates, CHAT: TEMPLATE}
         return self._of(replace(self._vocabulary, templates=templates))
 
-    def pieces(self, text: str) -> list[str | int]:
-        """What a text is cut into before anything is merged, and added words as their ids.
+    def pieces(self, text: str, *, special: bool = False) -> list[str | int]:
+        """What a text is cut into before anything is merged, and added words as their ids, with
+        `special` the special ones too.
 
         What `encode` makes of the text is what it makes of the pieces, one after the other (but
         for `LONGEST_PIECE`). Raises InputError for what is no text.
         """
         _check_text(text)
         found: list[str | int] = []
-        for part in self._words.split(text, special=False):
+        for part in self._words.split(text, special=special):
             if isinstance(part, int):
                 found.append(part)
             else:

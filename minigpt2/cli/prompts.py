@@ -13,9 +13,12 @@ from pathlib import Path
 from ..corpus.options import unescape
 from ..decoding.options import SampleOptions
 from ..errors import InputError, NotFoundError
-from ..system.files import cache_folder, did_you_mean, exposed, own_folder
+from ..runs.record import RunInfo
+from ..system.files import cache_folder, did_you_mean, exposed, own_folder, read_json
 from ..system.signals import keyboard_interrupts
 from ..system.streams import read_stdin
+from ..training.options import DEFAULT_MODEL
+from .flags import Given
 
 logger = logging.getLogger(__name__)
 HISTORY = 1000  # prompts that are remembered
@@ -165,3 +168,30 @@ def _private_history() -> Path | None:
         return path
     logger.info("prompts are not remembered: %s", problem)
     return None
+
+
+def recorded_words(given: Given) -> list[str]:
+    """The flag with which prompts are read as the text was on which the model was trained."""
+    source = given["model"][1][0] if "model" in given else DEFAULT_MODEL
+    if "special_tokens" in given or not trained_with_special_tokens(Path(source)):
+        return []
+    logger.info(
+        "%s was trained with --special-tokens, so prompts are read the same; "
+        "--no-special-tokens reads them as plain text",
+        source,
+    )
+    return ["--special-tokens"]
+
+
+def trained_with_special_tokens(folder: Path) -> bool:
+    """Whether the run says so that a folder holds, or is a part of."""
+    path = folder.resolve()
+    for place in (path, path.parent, path.parent.parent):  # merged/, checkpoints/step-000100/
+        if (place / "run.json").is_file():
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                flags = (
+                    RunInfo.from_json(read_json(place / "run.json", with_names=True)).options or {}
+                )
+                return bool(flags.get("--special-tokens"))
+            return False
+    return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import sys
@@ -16,13 +15,9 @@ from ..corpus.options import unescape
 from ..decoding.options import SampleOptions
 from ..errors import InputError
 from ..hub.folders import require_source
-from ..runs.record import RunInfo
-from ..system.files import read_json
 from ..system.signals import raise_on_signals
-from ..training.options import DEFAULT_MODEL
 from .console import explain, printable, run_script
-from .flags import Given
-from .prompts import asked, read_prompts
+from .prompts import asked, read_prompts, recorded_words, trained_with_special_tokens
 
 if TYPE_CHECKING:
     from ..decoding.chat import Conversation
@@ -203,33 +198,6 @@ def write(text: str) -> None:
     """Text to stdout at once, without what could take over a terminal."""
     sys.stdout.write(printable(text, sys.stdout))
     sys.stdout.flush()
-
-
-def recorded_words(given: Given) -> list[str]:
-    """The flag with which prompts are read as the text was on which the model was trained."""
-    source = given["model"][1][0] if "model" in given else DEFAULT_MODEL
-    if "special_tokens" in given or not trained_with_special_tokens(Path(source)):
-        return []
-    logger.info(
-        "%s was trained with --special-tokens, so prompts are read the same; "
-        "--no-special-tokens reads them as plain text",
-        source,
-    )
-    return ["--special-tokens"]
-
-
-def trained_with_special_tokens(folder: Path) -> bool:
-    """Whether the run says so that a folder holds, or is a part of."""
-    path = folder.resolve()
-    for place in (path, path.parent, path.parent.parent):  # merged/, checkpoints/step-000100/
-        if (place / "run.json").is_file():
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                flags = (
-                    RunInfo.from_json(read_json(place / "run.json", with_names=True)).options or {}
-                )
-                return bool(flags.get("--special-tokens"))
-            return False
-    return False
 
 
 def run(argv: Sequence[str] | None = None) -> int:

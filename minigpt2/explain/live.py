@@ -5,13 +5,15 @@ The weights are rounded to float16.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 from ..evaluation.score import possible_ids
 from ..formats.activations import ACTIVATIONS
-from ..formats.added_words import SPACES
+from ..formats.added_words import SPACES, AddedWord
 from ..formats.vocabulary import CHAR_OF
 from ..model import GPT2
 from ..tokenizer import PIECES, Tokenizer
@@ -32,8 +34,6 @@ def refusal(model: GPT2, tokenizer: Tokenizer) -> str | None:
         )
     if _activation(model) is None:
         return f"the page has no {model.config.activation_function}"
-    if any(not word.special for word in tokenizer.vocabulary.words):
-        return "its tokenizer has added words, which the page cannot find in a text"
     return None
 
 
@@ -66,8 +66,10 @@ def live_model(model: GPT2, tokenizer: Tokenizer) -> dict[str, object]:
 TABLES = ("wte.weight", "wpe.weight", "lm_head.weight")
 
 
-def live_tokenizer(tokenizer: Tokenizer) -> dict[str, object]:
-    """What live.js makes ids with: tokens as vocab.json spells them, in the order of merging."""
+def live_tokenizer(tokenizer: Tokenizer, *, special: bool = False) -> dict[str, object]:
+    """What live.js makes ids with: tokens as vocab.json spells them, in the order of merging, and
+    the added words, the longest first; those that are special count only with `special`.
+    """
     found = tokenizer.vocabulary
     in_order = list(found.ids) == list(range(len(found.tokens)))
     pattern = PIECES.replace("++", "+").replace(r"[^\s", f"[^{SPACES}")
@@ -77,8 +79,15 @@ def live_tokenizer(tokenizer: Tokenizer) -> dict[str, object]:
         "ids": None if in_order else list(found.ids),
         "special": {id: spelled(name.encode()) for name, id in found.special.items()},
         "pattern": pattern,
+        "words": [asdict(word) for word in sorted(found.words, key=_longest_first) if word.name],
+        "readSpecial": special,
+        "space": f"[{SPACES}]",
         "prefixSpace": found.prefix_space,
     }
+
+
+def _longest_first(word: AddedWord) -> int:
+    return -len(word.name)
 
 
 def spelled(token: bytes) -> str:

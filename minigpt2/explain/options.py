@@ -16,6 +16,9 @@ class ExplainOptions:
     prompt: str | None = None
     """The text, of 128 tokens at most; \\n, \\t, \\r and \\\\ are understood. - reads it from
     stdin, as it is."""
+    special_tokens: bool = False
+    """Read special tokens that stand in a prompt, such as <|endoftext|>, as tokens. Default: as
+    plain text, with a notice, unless --model is a run that was trained with it."""
     model: str = "gpt2"
     """A Hub id, a Hugging Face folder or a run folder."""
     compare: str | None = None

@@ -47,9 +47,9 @@ class Subject:
     tokenizer: Tokenizer
 
 
-def checked_ids(subject: Subject, prompt: str) -> list[int]:
+def checked_ids(subject: Subject, prompt: str, *, special: bool = False) -> list[int]:
     """The ids of a prompt that a page can show. Raises InputError for none, and for too many."""
-    ids = subject.tokenizer.encode(prompt)
+    ids = subject.tokenizer.encode(prompt, special=special)
     limit = min(MOST_TOKENS, subject.model.config.block_size)
     if not ids:
         raise InputError("the prompt is empty: give it at least one word")
@@ -61,14 +61,15 @@ def checked_ids(subject: Subject, prompt: str) -> list[int]:
     return ids
 
 
-def page(subjects: Sequence[Subject], prompt: str) -> str:
-    """The page of one model, or of two that are compared, as HTML.
+def page(subjects: Sequence[Subject], prompt: str, *, special: bool = False) -> str:
+    """The page of one model, or of two that are compared, as HTML. With `special` the names of
+    special tokens, in the prompt and in what is typed, are these tokens.
 
     Raises InputError for a prompt of no token or too many, for models of different shape or with
     different tokens, and for weights that are damaged.
     """
     first = subjects[0]
-    ids = checked_ids(first, prompt)
+    ids = checked_ids(first, prompt, special=special)
     for other in subjects[1:]:
         if not first.tokenizer.same_tokens(other.tokenizer):
             raise InputError(
@@ -76,13 +77,15 @@ def page(subjects: Sequence[Subject], prompt: str) -> str:
                 "to them: compare models with the same tokenizer"
             )
     readings = [Reading.of(s.model, s.tokenizer, ids) for s in subjects]
-    return _html(subjects, script_json(_data(subjects, readings, prompt)))
+    return _html(subjects, script_json(_data(subjects, readings, prompt, special)))
 
 
-def write_page(path: Path, subjects: Sequence[Subject], prompt: str) -> None:
+def write_page(
+    path: Path, subjects: Sequence[Subject], prompt: str, *, special: bool = False
+) -> None:
     """Write `page` to a file. Raises InputError for a file that is something else."""
     check_place(path)
-    write_text(path, page(subjects, prompt))
+    write_text(path, page(subjects, prompt, special=special))
 
 
 def check_place(path: Path) -> None:
@@ -98,7 +101,7 @@ def check_place(path: Path) -> None:
 
 
 def _data(
-    subjects: Sequence[Subject], readings: Sequence[Reading], prompt: str
+    subjects: Sequence[Subject], readings: Sequence[Reading], prompt: str, special: bool
 ) -> dict[str, object]:
     """All that the scripts read."""
     first, ids = subjects[0], readings[0].ids
@@ -109,7 +112,8 @@ def _data(
     return {
         "prompt": prompt,
         "ids": ids,
-        "pieces": _pieces(first.tokenizer, prompt),
+        "pieces": _pieces(first.tokenizer, prompt, special),
+        "special": first.tokenizer.vocabulary.eot if special else None,
         "names": {id: spelled(first.tokenizer.token_bytes(id)) for id in named},
         "models": [
             {
@@ -123,19 +127,19 @@ def _data(
             }
             for subject, (record, _) in zip(subjects, records)
         ],
-        "tokenizer": live_tokenizer(first.tokenizer) if live else None,
+        "tokenizer": live_tokenizer(first.tokenizer, special=special) if live else None,
         "limit": min(MOST_TOKENS, *(s.model.config.block_size for s in subjects)),
         "fixed": refused[0] if refused else None,
         "differences": _differences(subjects, ids) if len(subjects) > 1 else None,
     }
 
 
-def _pieces(tokenizer: Tokenizer, prompt: str) -> list[dict[str, object]]:
+def _pieces(tokenizer: Tokenizer, prompt: str, special: bool) -> list[dict[str, object]]:
     """Each piece as its merges: the parts after each, as vocab.json spells them."""
     found: list[dict[str, object]] = []
-    for piece in tokenizer.pieces(prompt):
+    for piece in tokenizer.pieces(prompt, special=special):
         if isinstance(piece, int):
-            found.append({"steps": [spelled(tokenizer.token_bytes(piece))], "whole": True})
+            found.append({"steps": [spelled(tokenizer.token_bytes(piece))]})
             continue
         steps = tokenizer.merge_steps(piece)
         if len(steps[0]) > LONGEST_SHOWN:

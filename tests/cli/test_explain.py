@@ -66,3 +66,33 @@ def environment():
     import os
 
     return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_special_tokens_are_read_where_that_is_asked_for(tmp_path, model, capsys):
+    out = tmp_path / "page.html"
+    words = ["--model", str(model), "--out", str(out), "--prompt", "a<|endoftext|>"]
+    assert explain.run([*words, "--special-tokens"]) == 0
+    assert "read as plain text" not in capsys.readouterr().err
+    assert '"special":"\\u003c|endoftext|\\u003e"' in out.read_text("utf-8")
+    assert explain.run(words) == 0
+    assert "<|endoftext|> in a text is read as plain text" in capsys.readouterr().err
+    assert '"special":null' in out.read_text("utf-8")
+
+
+def test_special_tokens_that_change_nothing_are_said(tmp_path, model, capsys, monkeypatch):
+    words = ["--model", str(model), "--out", str(tmp_path / "page.html"), "--special-tokens"]
+    assert explain.run([*words, "--prompt", "a"]) == 0
+    assert "changes nothing" not in capsys.readouterr().err  # they may be typed
+    monkeypatch.setattr("minigpt2.explain.live.LARGEST", 0)
+    assert explain.run([*words, "--prompt", "a"]) == 0
+    assert "--special-tokens changes nothing: no special token" in capsys.readouterr().err
+
+
+def test_a_run_that_was_trained_with_special_tokens_has_its_prompts_read_so(
+    tmp_path, model, capsys, monkeypatch
+):
+    monkeypatch.setattr("minigpt2.cli.prompts.trained_with_special_tokens", lambda folder: True)
+    words = ["--model", str(model), "--out", str(tmp_path / "page.html"), "--prompt", "a"]
+    assert explain.run(words) == 0
+    assert "was trained with --special-tokens, so prompts are read" in capsys.readouterr().err
+    assert '"readSpecial":true' in (tmp_path / "page.html").read_text("utf-8")

@@ -14,6 +14,7 @@ from minigpt2.explain.inside import Reading, inside
 from minigpt2.explain.live import rounded_model
 from minigpt2.explain.page import Subject, page
 from minigpt2.sampling import probabilities
+from tokenizer_folders import END, with_words, word
 
 PROMPT = "The lamp <b>went</b> out, and the lamp</script> went שלום \u202e\x07 café 灯"
 CONFIG = GPT2Config(vocab_size=600, block_size=100, n_embd=24, n_layer=3, n_head=4)
@@ -124,12 +125,57 @@ def test_typed_texts_have_the_ids_that_the_tokenizer_gives(chromium, tmp_path, v
     model = GPT2(GPT2Config(vocab_size=vocab_size, block_size=20, n_embd=4, n_layer=1, n_head=1))
     (tmp_path / "page.html").write_text(page([Subject("m", model.eval(), tokenizer)], "a"), "utf-8")
     with Opened(chromium, tmp_path / "page.html") as tab:
-        script = (
-            "texts => (({ tokenizer }) => texts.map((t) => encode(tokenizer, t)))(makeReader())"
-        )
-        found = tab.evaluate(script, texts())
+        found = typed_ids(tab, texts())
     for text, ids in zip(texts(), found):
         assert ids == tokenizer.encode(text), repr(text)
+
+
+def typed_ids(tab, texts: list[str]) -> list[list[int]]:
+    script = "texts => (({ tokenizer }) => texts.map((t) => encode(tokenizer, t)))(makeReader())"
+    return tab.evaluate(script, texts)
+
+
+NAMES = ["<u>", "uv", "<|user|>", "a b", " b", "b ", "\n\n", "aa", "aab", "éa", "日本", "_x", "-+"]
+NAMES += ["a.*", "[a]", "\\d", "\U0001f468", "</script>", "\u202e\x07"]
+AROUND = [*" ab\n\tuv3x", "\xa0", "\u3000", "\x85", "\ufeff", "²", "\u0301", "Ⓐ", "‿", "\u200d"]
+AROUND += ["\U0001f130", "\U0001d54f", "\U00010fff", END]
+
+
+def hostile_words(draw: random.Random) -> list[dict]:
+    flags = ("special", "single_word", "lstrip", "rstrip", "normalized")
+    return [
+        word(name, **{flag: draw.random() < 0.4 for flag in flags})
+        for name in draw.sample(NAMES, 12)
+    ]
+
+
+@pytest.mark.parametrize("special", [False, True], ids=["plain", "special"])
+@pytest.mark.parametrize("seed", range(4))
+def test_added_words_are_found_in_what_is_typed(
+    chromium, tmp_path, tmp_path_factory, seed, special
+):
+    draw = random.Random(seed)
+    settings = {"add_prefix_space": True} if seed % 2 else {}
+    folder = with_words(tmp_path / "model", tmp_path_factory, *hostile_words(draw), **settings)
+    tokenizer = Tokenizer.from_folder(folder)
+    typed = ["".join(draw.choices(NAMES + AROUND, k=draw.randrange(14))) for _ in range(200)]
+    model = GPT2(GPT2Config(vocab_size=320, block_size=128, n_embd=4, n_layer=1, n_head=1)).eval()
+    made = page([Subject("m", model, tokenizer)], "a<u> b" + END, special=special)
+    (tmp_path / "page.html").write_text(made, "utf-8")
+    with Opened(chromium, tmp_path / "page.html") as tab:
+        chips = "#tokens .chip small"
+        in_prompt = tab.locator(chips).all_inner_texts()
+        found = typed_ids(tab, typed)
+        names = tab.evaluate("Array.from({ length: 312 }, (_, id) => [...makeReader().name(id)])")
+        read(tab, "u" + typed[0] + END)
+        assert tab.locator(chips).count() == len(
+            tokenizer.encode("u" + typed[0] + END, special=special)
+        )
+        assert ("Special tokens" in tab.inner_text("#tokens")) == special
+    assert in_prompt == list(map(str, tokenizer.encode("a<u> b" + END, special=special)))
+    for text, ids in zip(typed, found):
+        assert ids == tokenizer.encode(text, special=special), repr(text)
+    assert list(map(bytes, names)) == [tokenizer.token_bytes(id) for id in range(312)]
 
 
 VARIANTS = [

@@ -134,3 +134,13 @@ def test_a_large_model_has_a_fixed_prompt_and_no_weights():
     data = json.loads(re.search(r'id="data">(.*?)</script>', html)[1])
     assert data["models"][0]["live"] is None and data["tokenizer"] is None
     assert re.match(r"its weights are \d\d MB in float16, and a page carries 20", data["fixed"])
+
+
+def test_special_tokens_are_tokens_where_that_is_asked_for():
+    prompt, end = "a<|endoftext|>b", Tokenizer.gpt2(300).eot
+    for special in (False, True):
+        html = page([subject()], prompt, special=special)
+        data = json.loads(re.search(r'id="data">(.*?)</script>', html)[1])
+        assert data["ids"] == Tokenizer.gpt2(300).encode(prompt, special=special)
+        assert (end in data["ids"]) == special == (len(data["pieces"]) == 3)
+        assert data["special"] == ("<|endoftext|>" if special else None)

@@ -10,17 +10,54 @@ function bytesOf(text) {
 }
 
 // A tokenizer of its tokens (byte texts, in the order of merging), their ids, the pattern of the
-// pieces, and whether every text begins with a space.
-function makeTokenizer({ tokens, ids, pattern, prefixSpace }) {
+// pieces, whether every text begins with a space, the words that were added, the longest first,
+// and whether those that are special count.
+function makeTokenizer({ tokens, ids, pattern, prefixSpace, words, readSpecial, space }) {
   const ranks = new Map(tokens.map((token, rank) => [token, rank]));
   const idOf = (token) => (ids ? ids[ranks.get(token)] : ranks.get(token));
-  return { ranks, idOf, pattern: new RegExp(pattern, "gu"), prefixSpace };
+  const passes = [false, true].map((last) => words.filter((word) => word.normalized === last));
+  return { ranks, idOf, pattern: new RegExp(pattern, "gu"), prefixSpace, readSpecial, passes,
+    space: new RegExp(space) };
 }
 
+const isText = (part) => typeof part === "string"; // else it is the id of an added word
+
+// A text as its pieces, and added words as their ids.
 function piecesOf(tokenizer, text) {
-  const prefixed = tokenizer.prefixSpace && text && !text.startsWith(" ") ? " " + text : text;
-  return prefixed.match(tokenizer.pattern) ?? [];
+  const { passes, prefixSpace, pattern } = tokenizer;
+  let parts = [text];
+  for (const words of passes)
+    parts = parts.flatMap((part) => (isText(part) ? splitAtWords(tokenizer, words, part) : part));
+  return parts.flatMap((part) => (!isText(part) ? part
+    : (prefixSpace && !part.startsWith(" ") ? " " + part : part).match(pattern) ?? []));
 }
+
+// The text between words, and the words as their ids (minigpt2/formats/added_words.py).
+function splitAtWords({ readSpecial, space }, words, text) {
+  const escaped = words.map(({ name }) => name.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"));
+  const named = new Map(words.map((word) => [word.name, word])), parts = [];
+  let start = 0;
+  for (const found of words.length ? text.matchAll(new RegExp(escaped.join("|"), "gu")) : []) {
+    const word = named.get(found[0]);
+    let left = found.index, right = left + found[0].length;
+    if (word.special && !readSpecial) continue;
+    const before = [...text.slice(Math.max(0, left - 2), left)].at(-1) ?? "";
+    const after = [...text.slice(right, right + 2)][0] ?? "";
+    if (word.single_word && (IN_WORD.test(before) || IN_WORD.test(after))) continue;
+    if (word.lstrip) {
+      while (left > start && space.test(text[left - 1])) left--;
+      left = Math.max(left, start); // an earlier word may have taken it
+    }
+    while (word.rstrip && right < text.length && space.test(text[right])) right++;
+    if (start < left) parts.push(text.slice(start, left));
+    if (left < right) parts.push(word.id);
+    start = right;
+  }
+  if (start < text.length) parts.push(text.slice(start));
+  return parts;
+}
+// a letter, mark, digit, connector or joiner
+const IN_WORD = /[\p{L}\p{M}\p{Nl}\p{Nd}\p{Pc}\u24b6-\u24e9\u{1f130}-\u{1f189}\u200c\u200d]/u;
 
 // A piece as its bytes, then after every merge: over and over, the two neighbours are joined whose
 // union stands first in the list of tokens.
@@ -42,7 +79,7 @@ function mergeSteps({ ranks }, piece, keep = true) {
 
 function encode(tokenizer, text) {
   return piecesOf(tokenizer, text).flatMap((piece) =>
-    mergeSteps(tokenizer, piece, false)[0].map(tokenizer.idOf));
+    (isText(piece) ? mergeSteps(tokenizer, piece, false)[0].map(tokenizer.idOf) : piece));
 }
 
 // ---- ids to scores: the network ------------------------------------------------------------------

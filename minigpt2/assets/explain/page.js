@@ -84,6 +84,7 @@ function shownBytes(bytes) {
       : b === 0x20 ? "␣" : hexOf(b))).join("");
   }
 }
+const shownText = (text) => text.replace(UNSEEN, escapeOf);
 const hexOf = (byte) => "\\x" + byte.toString(16).padStart(2, "0");
 const escapeOf = (c) => "\\u{" + c.codePointAt(0).toString(16).padStart(4, "0") + "}";
 
@@ -197,6 +198,8 @@ function tokensView() {
   return [
     el("p", { class: "note" }, `${scene.ids.length} tokens. The number below each is its id. `
       + "Choose one: the page looks at it from here on."),
+    data.special === null ? null : el("p", { class: "note" }, "Special tokens that stand in the text, "
+      + "such as ", el("bdi", {}, shownText(data.special)), ", are read as tokens."),
     chips,
     behind("Tokens and their bytes as a table",
       () => table("Tokens and their bytes", ["place", "token", "id", "bytes"], rows())),
@@ -711,6 +714,7 @@ function read(text) {
   const known = Math.min(...reader.models.map((model) => model.config.vocab_size));
   if (Math.max(...ids) >= known) return "The model has no row for some of these tokens.";
   const pieces = piecesOf(reader.tokenizer, text).map((piece) => {
+    if (!isText(piece)) return { steps: [spelledBytes(reader.name(piece))] };
     const short = bytesOf(piece).length <= 40, steps = mergeSteps(reader.tokenizer, piece, short);
     return { steps: steps.map((parts) => parts.map((part) => spelledBytes(bytesIn(part))).join(" ")) };
   });
