@@ -27,14 +27,14 @@ from .packing import packed, script_json
 from .sections import Code, Section, sections_of, shown_code
 
 PARTS = ASSETS / "explain"
-SCRIPTS = ("sampling.js", "live.js", "measures.js", "page.js")
+ENGINE = ("packing.js", "sampling.js", "live.js", "measures.js", "reader.js")  # for a worker, too
 MOST_TOKENS = 128
 LONGEST_SHOWN = 40  # bytes of a piece whose merges are shown
 MOVED = 12  # tensors that moved furthest
 MARK = '<meta name="generator" content="minigpt2 explain">'
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
-    "base-uri 'none'; form-action 'none'"
+    "worker-src blob:; base-uri 'none'; form-action 'none'"
 )
 
 
@@ -177,7 +177,7 @@ def _html(subjects: Sequence[Subject], data: str) -> str:
     sections = sections_of(len(subjects))
     names = " and ".join(_text(subject.name) for subject in subjects)
     pieces = shown_code(sections)
-    scripts = "\n".join((PARTS / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    engine = "\n".join((PARTS / name).read_text(encoding="utf-8") for name in ENGINE)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -204,9 +204,12 @@ where the page was made.</p>
 <code>python -m minigpt2 explain --model DIR --prompt TEXT</code></footer>
 </main>
 <script type="application/json" id="data">{data}</script>
+<script id="engine">
+"use strict";
+{engine}</script>
 <script>
 "use strict";
-{scripts}</script>
+{(PARTS / "page.js").read_text(encoding="utf-8")}</script>
 </body>
 </html>
 """

@@ -131,7 +131,9 @@ def test_typed_texts_have_the_ids_that_the_tokenizer_gives(chromium, tmp_path, v
 
 
 def typed_ids(tab, texts: list[str]) -> list[list[int]]:
-    script = "texts => (({ tokenizer }) => texts.map((t) => encode(tokenizer, t)))(makeReader())"
+    script = (
+        "texts => (({ tokenizer }) => texts.map((t) => encode(tokenizer, t)))(makeReader(data))"
+    )
     return tab.evaluate(script, texts)
 
 
@@ -166,7 +168,9 @@ def test_added_words_are_found_in_what_is_typed(
         chips = "#tokens .chip small"
         in_prompt = tab.locator(chips).all_inner_texts()
         found = typed_ids(tab, typed)
-        names = tab.evaluate("Array.from({ length: 312 }, (_, id) => [...makeReader().name(id)])")
+        names = tab.evaluate(
+            "Array.from({ length: 312 }, (_, id) => [...makeReader(data).name(id)])"
+        )
         read(tab, "u" + typed[0] + END)
         assert tab.locator(chips).count() == len(
             tokenizer.encode("u" + typed[0] + END, special=special)
@@ -196,12 +200,10 @@ def test_what_is_typed_is_measured_as_the_library_does_on_the_same_weights(
     text = "What a lamp, what a light. What a\nlamp!"
     with Opened(chromium, tmp_path / "page.html") as tab:
         read(tab, text)
-        script = (
-            "JSON.stringify(scene.models[0].inside, (name, held) => name === 'found' ? undefined"
-        )
-        script += " : ArrayBuffer.isView(held) ? [...held] : held)"
+        script = "JSON.stringify(scene.models[0].inside, (name, held) =>"
+        script += " ArrayBuffer.isView(held) ? [...held] : held)"
         found = json.loads(tab.evaluate(script))
-        logits = tab.evaluate("[...scene.models[0].inside.found.logits]")
+        logits = tab.evaluate("[...forward(makeReader(data).models[0], scene.ids).logits]")
     rounded = Subject("rounded", rounded_model(made.model), made.tokenizer)
     ids = made.tokenizer.encode(text)
     reading = Reading.of(rounded.model, rounded.tokenizer, ids)
@@ -265,6 +267,24 @@ def test_the_page_follows_what_is_typed(tab, first):
     tab.fill("#text", "")
     wait_until(lambda: "at least one token" in tab.inner_text("#told"), tab)
     assert tab.locator("#tokens .chip").count() == len(ids)  # nothing is lost
+
+
+def test_what_is_typed_is_read_beside_the_page_and_the_newest_text_counts(tab):
+    script = """() => {
+        globalThis.shown = [];
+        const told = document.getElementById("told"), box = document.getElementById("text");
+        drawAll = ((draw) => () => (shown.push(scene.text), draw()))(drawAll);
+        new MutationObserver(() => {
+            if (told.textContent !== "Reading …" || shown.includes("meanwhile")) return;
+            document.querySelectorAll("#tokens .chip")[1].click(); // the page can be used
+            shown.push(scene.text, state.token, "meanwhile");
+            box.value = "a lamp"; // typed on
+        }).observe(told, { childList: true });
+    }"""
+    tab.evaluate(script)
+    tab.fill("#text", "a")
+    wait_until(lambda: tab.evaluate("scene.text") == "a lamp", tab)
+    assert tab.evaluate("shown") == [PROMPT, 1, "meanwhile", "a lamp"]
 
 
 def test_sliders_move_the_table(tab, first):

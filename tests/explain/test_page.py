@@ -38,8 +38,8 @@ class Elements(HTMLParser):
 def test_a_page_is_one_file_whose_texts_are_no_markup():
     html = page([subject()], "</script><img src=x>&\u2028")
     found = Elements(html)
-    assert found.tags.count("script") == 2 and "img" not in found.tags
-    assert html.count("default-src 'none'") == 1
+    assert found.tags.count("script") == 3 and "img" not in found.tags
+    assert html.count("default-src 'none'") == 1 and "worker-src blob:;" in html
     for name, value in found.attributes:
         assert name not in ("src", "srcset", "action") and not name.startswith("on")
         assert name != "href" or value.startswith("#")

@@ -22,7 +22,7 @@ function inside(model, ids) {
     },
     layers: found.layers.map((layer) => layerInside(layer, config, lengths, begins, ids)),
     streams: array([nLayers, nTokens], streams.flatMap(lengths)),
-    lens: lensOf(model, streams, nTokens),
+    lens: lensOf(model, found, streams, nTokens),
     ...headScores(found.layers, config, ids),
     attribution: attributionOf(model, found, ascending(last).at(-1)),
     logits: array([last.length], last),
@@ -80,13 +80,13 @@ function onlyUsed({ config, unused }, logits) {
   return found;
 }
 
-function lensOf(model, streams, nTokens) {
-  const width = model.config.n_embd, ids = [], probs = [];
+function lensOf(model, found, streams, nTokens) {
+  const size = model.config.vocab_size, ids = [], probs = [];
   const each = Math.min(MOST_SHOWN, model.config.n_ids);
   for (const stream of streams) {
+    const logits = stream === found.last ? found.logits : scoresOf(model, stream); // (T, V)
     for (let t = 0; t < nTokens; t++) {
-      const logits = scoresOf(model, stream.subarray(t * width, (t + 1) * width));
-      const likely = softmax(onlyUsed(model, logits));
+      const likely = softmax(onlyUsed(model, logits.subarray(t * size, (t + 1) * size)));
       for (const id of largestIds(likely, each)) {
         ids.push(id);
         probs.push(likely[id]);
@@ -199,14 +199,14 @@ function logProbs(logits, size) {
 }
 
 // Multiplications of the token after n others, by part: all again, and with a cache (costs.py).
-function costsOf({ vocab_size, n_embd: width, n_inner: inner, n_layer }, n) {
+function costsOf({ vocab_size, n_embd: width, n_inner: inner, n_layer }, n, names) {
   const parts = (fresh, cached) => {
     const each = n_layer * fresh, pairs = each * (fresh + cached) * width;
     return [each * 3 * width ** 2, pairs, pairs, each * width ** 2, each * 2 * width * inner,
       vocab_size * width];
   };
   const again = parts(n + 1, 0), cached = parts(1, n);
-  return { parts: data.models[0].costs.parts.map(([name], i) => [name, again[i], cached[i]]),
+  return { parts: names.map((name, i) => [name, again[i], cached[i]]),
     numbers: 2 * n_layer * width * n };
 }
 

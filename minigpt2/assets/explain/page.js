@@ -1,5 +1,5 @@
 // The page: draws what was measured (the JSON in #data), and, for small models, what is typed
-// (live.js). Texts enter the page as text nodes only, never as markup.
+// (reader.js). Texts enter the page as text nodes only, never as markup.
 
 // ---- elements and arrays -------------------------------------------------------------------------
 
@@ -12,35 +12,6 @@ function el(tag, attributes = {}, ...children) {
   }
   found.append(...children.flat().filter((child) => child != null));
   return found;
-}
-
-const NUMBERS = { f32: Float32Array, i32: Int32Array, share: Uint16Array, f16: Uint16Array };
-
-// Every {kind, shape, data} below a value as {shape, data}, with its numbers.
-function unpacked(value) {
-  if (Array.isArray(value)) return value.map(unpacked);
-  if (value === null || typeof value !== "object") return value;
-  if (typeof value.kind === "string" && value.kind in NUMBERS) return numbersOf(value);
-  return Object.fromEntries(Object.entries(value).map(([name, held]) =>
-    [name, LATER.has(name) ? held : unpacked(held)]));
-}
-const LATER = new Set(["live", "tokenizer"]); // needed once something is typed
-
-function numbersOf({ kind, shape, data }) {
-  const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
-  const raw = new NUMBERS[kind](bytes.buffer);
-  if (kind === "share") return { shape, data: Float32Array.from(raw, (x) => x / 65535) };
-  return { shape, data: kind === "f16" ? Float32Array.from(raw, halfFloat) : raw };
-}
-
-// The number that 16 bits of IEEE 754 mean.
-const halfFloat = (bits) => (HALVES ??= Float32Array.from({ length: 65536 }, (_, i) => half(i)))[bits];
-let HALVES = null;
-function half(bits) {
-  const sign = bits & 0x8000 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
-  if (exponent === 0) return sign * fraction * 2 ** -24;
-  if (exponent === 31) return fraction ? NaN : sign * Infinity;
-  return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
 }
 
 // The number of an array at these places; of a row, its part of the array.
@@ -58,15 +29,6 @@ function row({ shape, data }, ...places) {
 const pairAt = (t, s) => (t * (t + 1)) / 2 + s; // in a lower triangle
 
 // ---- tokens as texts -----------------------------------------------------------------------------
-
-// vocab.json's characters for bytes: printable ones stand for themselves, the others begin at Ā.
-const BYTE_OF = new Map();
-for (let byte = 0, next = 256; byte < 256; byte++) {
-  const printable = (byte > 0x20 && byte < 0x7f) || (byte > 0xa0 && byte !== 0xad);
-  BYTE_OF.set(String.fromCharCode(printable ? byte : next++), byte);
-}
-const bytesSpelled = (text) => Uint8Array.from(text, (character) => BYTE_OF.get(character));
-const bytesIn = (text) => Uint8Array.from(text, (character) => character.charCodeAt(0));
 
 const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 const ESCAPES = { "\n": "\\n", "\t": "\\t", "\r": "\\r" };
@@ -690,44 +652,29 @@ function drawPlace() {
   }));
 }
 
-// ---- live: what is typed is read in the page -----------------------------------------------------
+// ---- live: what is typed is read in a worker (reader.js) -----------------------------------------
 
-let reader = null; // tokenizer and models, once something was typed
-
-function makeReader() {
-  const { tokens, ids, special, ...how } = data.tokenizer;
-  const byteTexts = tokens.split(" ").map((text) => String.fromCharCode(...bytesSpelled(text)));
-  const names = new Map(byteTexts.map((text, rank) => [ids ? ids[rank] : rank, bytesIn(text)]));
-  for (const [id, text] of Object.entries(special)) names.set(Number(id), bytesSpelled(text));
-  const models = data.models.map(({ live }) => ({ ...live, weights: Object.fromEntries(
-    Object.entries(live.weights).map(([name, packed]) => [name, numbersOf(packed).data])) }));
-  return { tokenizer: makeTokenizer({ ...how, tokens: byteTexts, ids }), models,
-    name: (id) => names.get(id) ?? new Uint8Array() };
+// A worker of the scripts that are in this page: nothing is loaded from anywhere.
+function startWorker(onanswer, onproblem) {
+  const source = document.getElementById("engine").textContent + "\nanswer();";
+  const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
+  const worker = new Worker(address);
+  worker.onmessage = ({ data: found }) => onanswer(found);
+  worker.onerror = ({ message }) => onproblem(message);
+  const models = data.models.map(({ live }) => ({ live }));
+  worker.postMessage({ tokenizer: data.tokenizer, models, limit: data.limit });
+  return worker;
 }
 
-// The scene of any text, or a line that says why there is none.
-function read(text) {
-  reader ??= makeReader();
-  const ids = encode(reader.tokenizer, text);
-  if (!ids.length) return "Type something: a model needs at least one token.";
-  if (ids.length > data.limit) return `${ids.length} tokens: the page reads ${data.limit} at most.`;
-  const known = Math.min(...reader.models.map((model) => model.config.vocab_size));
-  if (Math.max(...ids) >= known) return "The model has no row for some of these tokens.";
-  const pieces = piecesOf(reader.tokenizer, text).map((piece) => {
-    if (!isText(piece)) return { steps: [spelledBytes(reader.name(piece))] };
-    const short = bytesOf(piece).length <= 40, steps = mergeSteps(reader.tokenizer, piece, short);
-    return { steps: steps.map((parts) => parts.map((part) => spelledBytes(bytesIn(part))).join(" ")) };
-  });
-  const insides = reader.models.map((model) => inside(model, ids));
+// What the worker made of a text, as the page draws it.
+function sceneOf({ text, ids, pieces, insides, differences }) {
+  const parts = data.models[0].costs.parts.map(([name]) => name);
   const models = data.models.map((model, i) => ({ ...model, inside: insides[i],
-    costs: costsOf(reader.models[i].config, ids.length) }));
-  const differences = data.differences && { ...data.differences,
-    ...differencesOf(insides.map((one) => one.found), reader.models) };
-  return { text, ids, pieces, models, differences, name: reader.name };
+    costs: costsOf(model.live.config, ids.length, parts) }));
+  return { text, ids, pieces, models, name: nameTyped ??= namesOf(data.tokenizer),
+    differences: differences && { ...data.differences, ...differences } };
 }
-
-const CHAR_OF = new Map([...BYTE_OF].map(([character, byte]) => [byte, character]));
-const spelledBytes = (bytes) => Array.from(bytes, (byte) => CHAR_OF.get(byte)).join("");
+let nameTyped = null;
 
 function drawTyping() {
   const told = el("p", { class: "note", role: "status", id: "told" }, "Type any text of up to "
@@ -735,21 +682,32 @@ function drawTyping() {
   const rounded = data.models.map(({ name, rounding }) =>
     `${data.models.length > 1 ? name + ": " : ""}scores by ${rounding.scores.toPrecision(2)} at most, `
     + `the last token’s probabilities by ${rounding.nats.toPrecision(2)} nats`).join("; ");
-  let waiting = 0, took = 0;
+  let worker = null, waiting = 0, begun = 0, reading = null; // the text that is being read
+  const start = () => (worker ??= startWorker(show, (problem) => {
+    [worker, reading] = [null, null];
+    told.replaceChildren(`This browser could not read the text: ${problem}.`);
+  }));
   const box = el("textarea", { id: "text", maxlength: 2000, dir: "auto", spellcheck: "false",
-    "aria-describedby": "told rounded", oninput: () => {
+    "aria-describedby": "told rounded", onfocus: start, oninput: () => {
       clearTimeout(waiting);
-      waiting = setTimeout(() => follow(box.value), Math.max(150, took));
+      waiting = setTimeout(follow, 150);
     } });
   box.value = data.prompt;
-  function follow(text) {
-    const begun = performance.now(), found = read(text);
-    if (typeof found === "string") return told.replaceChildren(found);
-    scene = found;
+  function follow() { // one text at a time; what was typed meanwhile comes next
+    if (reading !== null) return;
+    [reading, begun] = [box.value, performance.now()];
+    told.replaceChildren("Reading …");
+    start().postMessage(reading);
+  }
+  function show(found) {
+    reading = null;
+    if (found.text !== box.value) return follow();
+    if (found.refused) return told.replaceChildren(found.refused);
+    scene = sceneOf(found);
     Object.assign(state, { token: scene.ids.length - 1 });
     drawAll();
-    took = performance.now() - begun;
-    told.replaceChildren(`${scene.ids.length} tokens, read in this page in ${Math.round(took)} ms.`);
+    const took = Math.round(performance.now() - begun);
+    told.replaceChildren(`${scene.ids.length} tokens, read in this page in ${took} ms.`);
   }
   return [el("label", { for: "text" }, "The text"), box, told,
     el("p", { class: "note", id: "rounded" }, "What is typed is read with weights rounded to float16. "
