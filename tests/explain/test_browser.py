@@ -14,7 +14,7 @@ from minigpt2.explain.inside import Reading, inside
 from minigpt2.explain.live import rounded_model
 from minigpt2.explain.page import Subject, page
 from minigpt2.sampling import probabilities
-from tokenizer_folders import END, with_words, word
+from tokenizer_folders import END, preferring, with_words, word
 
 PROMPT = "The lamp <b>went</b> out, and the lamp</script> went שלום \u202e\x07 café 灯"
 CONFIG = GPT2Config(vocab_size=600, block_size=100, n_embd=24, n_layer=3, n_head=4)
@@ -257,6 +257,25 @@ def test_texts_of_the_prompt_are_shown_and_never_obeyed(tab, first):
     assert tab.input_value("#text") == PROMPT
 
 
+def test_tokens_of_the_vocabulary_are_shown_escaped(chromium, tmp_path, tmp_path_factory):
+    names = ["</script><b>x", "\u202eright\x07", "<!--", "\ud7ff\ufdd0\u200b"]
+    folder = with_words(tmp_path / "model", tmp_path_factory, *(word(name) for name in names))
+    ids = [300, 301, 302, 303]
+    made = Subject("m", preferring(ids, 304), Tokenizer.from_folder(folder))
+    html = page([made], "a")
+    assert "<b>x" not in html and "<!--" not in html
+    (tmp_path / "page.html").write_text(html, "utf-8")
+    with Opened(chromium, tmp_path / "page.html") as tab:
+        for text in (None, "ab"):  # measured by the library, and by the page
+            if text:
+                read(tab, text)
+            shown = tab.locator("#next tbody th").all_inner_texts()[:4]
+            assert shown[:3] == ["</script><b>x", r"\u{202e}right\u{0007}", "<!--"]
+            assert r"\u{200b}" in shown[3] and "\u200b" not in shown[3]
+            assert tab.locator("main b, main script").count() == 0
+            assert not {"\u202e", "\x07"} & set(tab.inner_text("body"))
+
+
 def test_the_page_follows_what_is_typed(tab, first):
     read(tab, "A lamp went")
     ids = first.tokenizer.encode("A lamp went")
@@ -324,6 +343,36 @@ def test_hover_and_arrow_keys_tell_what_a_token_looks_at(tab, first):
     for _ in range(7):
         tab.keyboard.press("ArrowRight")
     assert "may not look at" in told.inner_text()
+
+
+def test_the_sides_of_the_map_name_tokens_at_their_rows_and_columns(tab, first):
+    n = len(first.tokenizer.encode(PROMPT))
+    step, shown = -(-n // 12), tab.locator("#tokens .chip bdi").all_inner_texts()
+    box = tab.locator("#attention .matrix").bounding_box()
+    for side, start, size in (("down", "y", "height"), ("across", "x", "width")):
+        labels = tab.locator(f"#attention .{side} bdi").all()
+        assert [label.inner_text() for label in labels] == shown[::step]
+        for i, label in enumerate(labels):
+            found = label.bounding_box()
+            middle = found[start] + found[size] / 2 - box[start]
+            assert middle == pytest.approx((i * step + 0.5) / n * box[size], abs=1.5)
+    assert "this token ↓" in tab.inner_text("#attention .framed")
+
+
+@pytest.mark.parametrize("n_models", [1, 2])
+def test_on_a_phone_wide_tables_scroll_in_their_box_and_the_page_never_does(
+    chromium, tmp_path, first, n_models
+):
+    models = [first, subject("a-name-that-is-long/and-has-no-place-to-break", seed=1)][:n_models]
+    (tmp_path / "page.html").write_text(page(models, PROMPT), "utf-8")
+    with Opened(chromium, tmp_path / "page.html", width=390) as tab:
+        tab.evaluate("document.querySelectorAll('details').forEach((found) => (found.open = true))")
+        tab.wait_for_timeout(50)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        tab.evaluate("window.scrollTo(1000, 1000)")
+        assert tab.evaluate("[scrollX, scrollY]") == [0, 1000]
+        wide = "[...document.querySelectorAll('.scroll')].filter((x) => x.scrollWidth > 390).length"
+        assert tab.evaluate(wide) > 4
 
 
 def test_everything_is_reached_by_keyboard(tab):

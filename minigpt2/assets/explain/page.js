@@ -311,7 +311,18 @@ function matrix(model) {
       row(model.inside.layers[state.layer].probs, state.head)[pairAt(t, s)]).toFixed(1)))]));
   const details = el("div");
   drawn(details, () => behind("The whole map as a table", whole));
-  return [el("figure", { class: "map" }, canvas, told), details];
+  const framed = el("div", { class: "framed" }, el("span", { class: "corner" }, "this token ↓"),
+    el("span", {}, "looks at →"), axis("across"), axis("down"), canvas);
+  return [el("figure", { class: "map" }, framed, told), details];
+}
+
+// A dozen tokens at most along a side of the map, each at its row or column.
+function axis(side) {
+  const n = scene.ids.length, step = Math.ceil(n / 12);
+  const labels = scene.ids.map((id, t) => el("bdi", {}, tokenText(id)));
+  labels.forEach((label, t) => label.style.setProperty("--at", `${(100 * (t + 0.5)) / n}%`));
+  return el("div", { class: `axis ${side}`, "aria-hidden": "true" },
+    labels.filter((_, t) => t % step === 0));
 }
 
 // A lower triangle of shares, or of scores (each row from its least to its most), as a picture.
