@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,6 +95,8 @@ def check_place(path: Path) -> None:
         raise InputError(f"{path} is a folder: name a file, such as {path / 'explain.html'}")
     if not path.parent.is_dir():
         raise InputError(f"{path.parent} is no folder: make it first, or name another file")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path.parent} cannot be written to: name a file in another folder")
     if path.exists():
         with path.open("rb") as file:
             if MARK.encode() not in file.read(1000):

@@ -6,6 +6,7 @@ import pytest
 
 import warm
 from minigpt2.cli import explain
+from minigpt2.explain.page import MARK
 from scripts import ROOT, tiny_folder
 
 
@@ -28,14 +29,20 @@ def test_the_command_writes_a_page(tmp_path, model, capsys):
     [
         ([], "--prompt is missing"),
         (["--prompt", ""], "--prompt is empty: give it at least one word"),
+        (["--prompt", "~" * 129], "has 129 tokens, {model} reads 23 at most"),
+        (["--prompt", "~" * 5000], "has 5,000 tokens, {model} reads 23 at most"),
         (["--prompt", "~" * 24], "has 24 tokens, {model} reads 23 at most: give a shorter one"),
         (["--prompt", "a\udcff"], "lone surrogate"),
         (["--prompt", "a", "--model", "no/where/at/all"], "there is no folder 'no/where/at/all'"),
         (["--prompt", "a", "--compare", "no/where/at/all"], "there is no folder"),
+        (
+            ["--prompt", "a", "--out", "{model}/none/page.html"],
+            "{model}/none is no folder: make it",
+        ),
         (["--prompt", "a", "--out", "{model}"], "{model} is a folder: name a file"),
         (["--prompt", "a", "--out", "{model}/config.json"], "is no page of this kind"),
     ],
-    ids=range(8),
+    ids=range(11),
 )
 def test_what_makes_no_page_is_one_line(model, capsys, arguments, told):
     before = {path.name: path.read_bytes() for path in model.iterdir()}
@@ -60,6 +67,49 @@ def test_bytes_that_are_no_text_are_one_line(tmp_path, model, module):
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: stdin is not UTF-8 at byte 1")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["an old page", "no page"])
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        (b"", "the prompt is empty: give it at least one word"),
+        (b"~" * 129, "the prompt has 129 tokens, {model} reads 23 at most"),
+        (b"~" * 5000, "the prompt has 5,000 tokens"),
+        (b"a\xff", "stdin is not UTF-8 at byte 1"),
+    ],
+    ids=["0", "129", "5000", "no UTF-8"],
+)
+def test_a_prompt_from_stdin_that_makes_no_page_keeps_the_old_one(
+    tmp_path, model, capsys, monkeypatch, prompt, told, kept
+):
+    out = tmp_path / "page.html"
+    if kept:
+        out.write_text(MARK + "old")
+    monkeypatch.setattr("minigpt2.cli.prompts.read_stdin", lambda n: prompt)
+    assert explain.run(["--prompt", "-", "--model", str(model), "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and told.replace("{model}", str(model)) in line
+    assert out.exists() == kept and (not kept or out.read_text() == MARK + "old")
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["at first", "at last"])
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, model, capsys, monkeypatch, early):
+    """Root writes everywhere, so the system's answers are made up here."""
+    out = tmp_path / "page.html"
+    out.write_text(MARK + "old")
+
+    def refuse(*given, **named):
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    if early:
+        monkeypatch.setattr("minigpt2.explain.page.os.access", lambda path, mode: path != tmp_path)
+    monkeypatch.setattr("minigpt2.explain.page.write_text", refuse)
+    assert explain.run(["--prompt", "a", "--model", str(model), "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and str(tmp_path) in line
+    assert ("cannot be written to: name a file in another folder" in line) == early
+    assert out.read_text() == MARK + "old"
 
 
 def environment():
