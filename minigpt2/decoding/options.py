@@ -86,8 +86,8 @@ class SampleOptions:
             )
         if self.compile and self.cpu_routine != "auto":
             raise InputError(
-                f"--cpu-routine {self.cpu_routine} is given beside --compile, by which products are "
-                "made in C: leave one of them out"
+                f"--cpu-routine {self.cpu_routine} is given beside --compile, which makes products "
+                "in C: leave one of them out"
             )
         if self.top_logprobs and not self.json:
             raise InputError("--top-logprobs is written with --json only: add --json")
