@@ -125,7 +125,7 @@ typedef struct {
 #define BYTE_STEP (2 * LANES)
 #define WHOLE(k, step) (((k) + (step) - 1) / (step) * (step))
 #define ROOM(k) WHOLE(k, BYTE_STEP) /* floats that a token's packed inputs take at most */
-#define AHEAD 3072                  /* bytes: with one token, memory is all that is waited for */
+#define AHEAD 6144                  /* bytes: with one token, memory is all that is waited for */
 
 INLINE vec add_floats(vec sums, const float *w, const float *x) { return sums + of_float(w) * of_float(x); }
 INLINE vec add_halves(vec sums, const half *w, const float *x) { return sums + of_half(w) * of_float(x); }
