@@ -6,25 +6,27 @@ import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 from re import match
 
 import torch
 
 from ... import __version__
 from ...system.files import ASSETS
+from ...system.processor import instruction_sets, processor_name
 
 Facts = dict[str, str]
 
 
 def machine() -> Facts:
     """The system, Python, torch, processor, GPU, packages and this program, each in a line."""
+    n_threads = torch.get_num_threads()
     return {
         "minigpt2": _ours(),
         "system": platform.platform(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "torch": f"{torch.__version__} ({torch.backends.cpu.get_cpu_capability()})",
-        "processor": f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "processor": f"{processor_name()}, {os.cpu_count()} cores, {n_threads} threads",
+        "instructions": " ".join(instruction_sets()) or "not told by this system",
         "gpu": _gpu(),
         "packages": ", ".join(_packages()),
     }
@@ -42,16 +44,6 @@ def _ours() -> str:
         return __version__
     commit = done.stdout.strip()
     return f"{__version__} ({commit})" if done.returncode == 0 and commit else __version__
-
-
-def _processor() -> str:
-    """Its name as its maker writes it, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return " ".join(next(names, platform.processor() or platform.machine()).split())
 
 
 def _gpu() -> str:
