@@ -1,20 +1,27 @@
 """Measures greedy decoding next to peers, in turns: python benchmarks/decode.py
 
 Every variant is a process of its own that loads the same weights once and then waits for its turns:
-one round of all variants, then the next, so that what else the machine does meets all alike. Prints
-a Markdown table. tok/s counts the new tokens of all rows after the first one, so without the time
-that the prompt takes; "with prompt" all new tokens, over all of the time. ms/token is the time from
-one token of a row to its next, GB/s the bytes of the matrices, which each such step reads once,
-over that time. A ratio is the median of the rounds' ratios of tok/s: above 1, the variant is
-faster. "start" lasts from the start of the process to its first token, and "peak" is the most
-resident memory of the process, Python included (on CUDA: of torch's tensors).
+one round of all variants, then the next in the opposite order, so that what else the machine does,
+or does more and more, meets all alike. Prints a Markdown table. tok/s counts the new tokens of all
+rows after the first one, so without the time that the prompt takes; "with prompt" all new tokens,
+over all of the time. ms/token is the time from one token of a row to its next, GB/s the bytes that
+the matrices have in the variant's precision, which each such step reads once, over that time.
+"start" lasts from the start of the process to its first token, and "peak" is the most resident
+memory of the process, Python included (on CUDA: of torch's tensors).
+
+Ratios are those of tok/s in the same round, above 1 if the variant is faster: to a peer of its
+precision (hf and nanogpt have one only), and "to float32" to the same program in float32. A cell
+has the median of the rounds and in brackets its 95 % interval, by order statistics, so whatever the
+spread of the ratios is. Fewer than 6 rounds have no such interval: then it is the least and the
+most.
 
 Every text that was timed is compared with its plain twin before any speed is printed: the plain
 model reads the text, and at every token its best score may be above that of the token by no more
 than the rounding of the variant explains. "off by" is the most that it was, as a share of the
 largest score. A variant that writes another text has no speed, and the exit code is 1.
 
-transformers and CTranslate2 are peers of this benchmark: pip install transformers ctranslate2
+transformers, CTranslate2 and llama.cpp are peers of this benchmark, each where it is installed:
+pip install transformers ctranslate2 llama-cpp-python gguf
 """
 
 # No heavy import at the top: what a process imports counts for its start.
@@ -25,6 +32,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,11 +41,25 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
+from math import comb
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+from peers import (
+    PACKAGES,
+    Rows,
+    Run,
+    Unable,
+    ctranslate2,
+    hugging_face,
+    llama_cpp,
+    written_for_ctranslate2,
+    written_for_llama_cpp,
+)
 
 from minigpt2.errors import InputError
+from minigpt2.system.processor import instruction_sets, processor_name
 
 if TYPE_CHECKING:
     from minigpt2.model import GPT2, GPT2Config
@@ -45,24 +67,18 @@ if TYPE_CHECKING:
 FEW = 8  # tokens that are timed where each costs a pass over the whole text, and untimed to warm up
 SETTLE = 0.3  # seconds between turns: OpenMP's threads may spin for 0.2 after their last work
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}  # bytes of a weight
-CTRANSLATE2 = {  # its variants by their precision
-    "float32": "ctranslate2",
-    "int8": "ctranslate2-int8",
-    "float16": "ctranslate2-float16",
-}
 EVERYWHERE = {"cpu": "float32", "cuda": "float32"}
-PEERS = ("transformers", "ctranslate2")
+FEWEST = 6  # rounds for an interval
 SERVE = "--serve"  # how this script starts itself
 HEADER = (
     "| variant | batch | tok/s | with prompt | ms/token | GB/s | first token, s | to hf "
-    "| to ctranslate2 | to nanogpt | start, s | peak, MB | off by |"
+    "| to ctranslate2 | to llama.cpp | to nanogpt | to float32 | start, s | peak, MB | off by |"
 )
 # rounding of a peer, as a share of the largest score: the rows of WAYS are for ours
 TOLERANCE = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05, "int8": 0.1}
 
 Result = TypeVar("Result")
-Rows = list[list[int]]
-Run = Callable[[Rows, int], Rows]  # the ids of every row, and how many to add -> the added ids
+Converter = Callable[[str, str, str], str]  # a model folder, where to write, a precision -> a path
 Loader = Callable[[str, str, str], Run]  # a model folder, a device, a precision
 
 
@@ -78,7 +94,7 @@ class DecodeOptions:
     """Tokens added to each prompt."""
     batch: tuple[int, ...] = (1, 8)
     """Prompts at once."""
-    rounds: int = 3
+    rounds: int = FEWEST
     """Measurements of each variant."""
     threads: int = 2
     """Threads of each variant."""
@@ -118,9 +134,10 @@ class Variant:
 
     load: Loader
     precisions: dict[str, str] = field(default_factory=lambda: EVERYWHERE)
-    converted: bool = False  # it reads CTranslate2's own format
+    convert: Converter | None = None  # the folder into what it reads
     cached: bool = True  # otherwise it reads the whole text for every token
     ways: dict[str, str] = field(default_factory=dict)  # by device: rows of minigpt2.equivalences
+    rounding: str = ""  # in TOLERANCE, where it is not that of its weights
 
     def twin(self, device: str) -> tuple[str, float]:
         """The row of the plain twin, and how far from it the texts of this variant may be."""
@@ -128,9 +145,11 @@ class Variant:
 
         row = WAYS.get(self.ways.get(device, ""))
         if row is None:
-            return PLAIN, TOLERANCE[self.precisions[device]]
+            return PLAIN, TOLERANCE[self.rounding or self.precisions[device]]
+        # the plain twin of a file of float16 is the plain model with the numbers of that file
+        twin = "float16" if self.precisions[device] == "float16" else row.twin
         # two scores may each be off by the tolerance
-        return row.twin, 2 * max(row.tolerance, TOLERANCE["float32"])
+        return twin, 2 * max(row.tolerance, TOLERANCE["float32"])
 
 
 @dataclass(frozen=True)
@@ -201,50 +220,15 @@ def nanogpt(folder: str, device: str, precision: str) -> Run:
     return run
 
 
-def hugging_face(folder: str, device: str, precision: str) -> Run:
-    """`generate` of transformers."""
-    import torch
-    from transformers import GPT2LMHeadModel
-
-    model: Any = GPT2LMHeadModel.from_pretrained(folder, dtype=getattr(torch, precision))
-    model.to(device).eval().generation_config.eos_token_id = None  # so that no row ends early
-
-    def run(rows: Rows, new: int) -> Rows:
-        idx = torch.tensor(rows, device=device)
-        seen = torch.ones_like(idx)
-        made = model.generate(idx, attention_mask=seen, max_new_tokens=new, do_sample=False)
-        return made[:, idx.shape[1] :].tolist()
-
-    return run
+def float16_file(folder: str, device: str, precision: str) -> GPT2:
+    """The compiled model of a folder in float16: a CPU computes in float32 with what lies there."""
+    return ready(folder, device, "float32" if device == "cpu" else precision, compiled=True)
 
 
-def ctranslate2(folder: str, device: str, precision: str) -> Run:
-    """CTranslate2's generator, which takes tokens by name."""
-    import ctranslate2 as peer  # pyright: ignore
-
-    threads = {"inter_threads": 1, "intra_threads": int(os.environ["OMP_NUM_THREADS"])}
-    generator = peer.Generator(folder, device=device, compute_type=precision, **threads)
-    names = json.loads((Path(folder) / "vocabulary.json").read_text("utf-8"))
-
-    def run(rows: Rows, new: int) -> Rows:
-        made = generator.generate_batch(
-            [[names[id] for id in row] for row in rows],
-            beam_size=1,
-            sampling_topk=1,
-            max_length=new,
-            min_length=new,  # so that no row ends early
-            include_prompt_in_result=False,  # reads the prompt at once
-        )
-        return [row.sequences_ids[0] for row in made]
-
-    return run
-
-
-def converted(folder: str, into: str, precision: str) -> str:
-    """Write a model folder in CTranslate2's format."""
-    from ctranslate2.converters import TransformersConverter  # pyright: ignore
-
-    return TransformersConverter(folder).convert(into, quantization=precision)
+def saved(folder: str, into: str, precision: str) -> str:
+    """Write a model folder in another precision."""
+    plain(folder, "cpu", precision).save_pretrained(into)
+    return into
 
 
 compiled = partial(ready, compiled=True)
@@ -252,12 +236,24 @@ compiled = partial(ready, compiled=True)
 VARIANTS = {
     "nanogpt": Variant(nanogpt, cached=False),
     "hf": Variant(hugging_face, {"cpu": "float32", "cuda": "float16"}),
-    "ctranslate2": Variant(ctranslate2, converted=True),
-    "ctranslate2-int8": Variant(ctranslate2, {"cpu": "int8", "cuda": "int8"}, converted=True),
-    "ctranslate2-float16": Variant(ctranslate2, {"cuda": "float16"}, converted=True),
+    "ctranslate2": Variant(ctranslate2, convert=written_for_ctranslate2),
+    "ctranslate2-int8": Variant(
+        ctranslate2, {"cpu": "int8", "cuda": "int8"}, convert=written_for_ctranslate2
+    ),
+    "ctranslate2-float16": Variant(
+        ctranslate2, {"cpu": "float16", "cuda": "float16"}, convert=written_for_ctranslate2
+    ),
+    "llamacpp": Variant(  # which rounds to 16 bits inside
+        llama_cpp, {"cpu": "float32"}, convert=written_for_llama_cpp, rounding="float16"
+    ),
+    "llamacpp-int8": Variant(llama_cpp, {"cpu": "int8"}, convert=written_for_llama_cpp),
+    "llamacpp-float16": Variant(llama_cpp, {"cpu": "float16"}, convert=written_for_llama_cpp),
     "minigpt2": Variant(partial(ours, plain)),
     "minigpt2-ready": Variant(
         partial(ours, ready), ways={"cpu": "packed float32", "cuda": "CUDA graph"}
+    ),
+    "minigpt2-compiled": Variant(
+        partial(ours, compiled), ways={"cpu": "float32 in C", "cuda": "compiled decode step"}
     ),
     "minigpt2-ready-int8": Variant(
         partial(ours, ready),
@@ -272,7 +268,12 @@ VARIANTS = {
     "minigpt2-float16": Variant(partial(ours, plain), {"cuda": "float16"}),
     "minigpt2-ready-float16": Variant(partial(ours, ready), {"cuda": "float16"}),
     "minigpt2-ready-bfloat16": Variant(partial(ours, ready), {"cuda": "bfloat16"}),
-    "minigpt2-compiled-float16": Variant(partial(ours, compiled), {"cuda": "float16"}),
+    "minigpt2-compiled-float16": Variant(
+        partial(ours, float16_file),
+        {"cpu": "float16", "cuda": "float16"},
+        convert=saved,
+        ways={"cpu": "float16 in C"},
+    ),
 }
 
 
@@ -306,15 +307,22 @@ def main(options: DecodeOptions) -> int:
 
 
 def model_folder(source: str | None, made: Path) -> tuple[str, GPT2Config]:
-    """The folder of the model, `made` unless there is a source, and its shape."""
-    from minigpt2.formats.hugging_face import read_config
+    """The folder of the model, `made` unless the source is one in float32, and its shape."""
+    import torch
+
+    from minigpt2.formats.hugging_face import read_config, stored_dtypes
     from minigpt2.hub.folders import model_folder
-    from minigpt2.model import PRESETS, GPT2Config
+    from minigpt2.model import GPT2, PRESETS, GPT2Config
     from minigpt2.tokenizer import Tokenizer
 
     if source is None:
         randomised(PRESETS["gpt2"]).save_pretrained(made, tokenizer=Tokenizer.gpt2())
-    folder = made if source is None else model_folder(source)
+        folder = made
+    elif {*stored_dtypes(folder := model_folder(source)).values()} != {torch.float32}:
+        # otherwise a file of float16 would be read as it lies, and called float32
+        tokenizer = Tokenizer.of_model(source, folder)
+        GPT2.from_pretrained(folder, dtype=torch.float32).save_pretrained(made, tokenizer=tokenizer)
+        folder = made
     return str(folder), GPT2Config.from_hf(read_config(folder))
 
 
@@ -343,7 +351,7 @@ def n_weights(config: GPT2Config) -> int:
 def header(options: DecodeOptions) -> list[str]:
     """What was measured on what, with what."""
     versions = [f"Python {platform.python_version()}"]
-    for package in ("torch", *PEERS):
+    for package in ("torch", *PACKAGES):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions.append(f"{package} {metadata.version(package)}")
     hardware, bandwidth = describe(options.device)
@@ -351,6 +359,12 @@ def header(options: DecodeOptions) -> list[str]:
         f"{hardware}; {', '.join(versions)}.",
         f"{options.threads} threads, prompt {options.prompt}, new {options.new}, rounds "
         f"{options.rounds}: medians, and the least and the most. {bandwidth}.",
+        "Ratios are of the same round: medians, and "
+        + (
+            "95 % intervals by order statistics."
+            if options.rounds >= FEWEST
+            else f"the least and the most, as an interval takes {FEWEST} rounds."
+        ),
     ]
     if "nanogpt" in options.variants and options.new > FEW:
         lines.append(f"nanogpt was timed for {FEW} tokens in the middle of the text.")
@@ -361,17 +375,24 @@ def describe(device: str) -> tuple[str, str]:
     """The processor or the GPU, and the most bytes that it reads or copies in a second."""
     import torch
 
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if "model name" in line)
-    hardware, block = f"{name}, {os.cpu_count()} cores", torch.ones(2**28, device=device)  # 1 GiB
+    hardware, block = machine(), torch.ones(2**28, device=device)  # 1 GiB
     if device == "cpu":
         rate = block.nbytes / min(seconds_of(block.sum, device) for _ in range(9)) / 1e9
         return hardware, f"Summing a GiB reads {rate:.1f} GB/s"
     copy = partial(torch.empty_like(block).copy_, block)
     rate = 2 * block.nbytes / min(seconds_of(copy, device) for _ in range(9)) / 1e9
     return f"{torch.cuda.get_device_name()}; {hardware}", f"Copying a GiB moves {rate:.0f} GB/s"
+
+
+def machine() -> str:
+    """The processor, what it multiplies with, and the C compiler, which `compiled` needs."""
+    sets = " ".join(instruction_sets()) or "instruction sets not told"
+    path = shutil.which(os.environ.get("CC") or "cc")
+    compiler = "no C compiler"
+    if path is not None:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, errors="replace")
+        compiler = f"C compiler {next(iter(said.stdout.splitlines()), path)}"
+    return f"{processor_name()} ({sets}), {os.cpu_count()} cores; {compiler}"
 
 
 class Twins:
@@ -398,7 +419,9 @@ class Twins:
         from minigpt2.decoding.int8 import quantize
         from minigpt2.equivalences import PLAIN
 
-        assert twin in (PLAIN, "int8"), twin
+        assert twin in (PLAIN, "int8", "float16"), twin
+        if twin == "float16":
+            return plain(self._folder, "cpu", "float16").float()
         model = plain(self._folder, "cpu", "float32")
         if twin == "int8":
             quantize(model)
@@ -443,10 +466,11 @@ def random_rows(n_rows: int, n_tokens: int, vocab_size: int) -> Rows:
 
 
 def take_turns(processes: list[Process], rows: Rows, options: DecodeOptions) -> list[Outcome]:
-    """All rounds at a batch size."""
+    """All rounds at a batch size, every other one backwards."""
     samples: list[list[Sample]] = [[] for _ in processes]
     for number in range(options.rounds):
-        for process, own in zip(processes, samples):
+        turns = [*zip(processes, samples)]
+        for process, own in turns[::-1] if number % 2 else turns:
             turn = partial(measure, process, rows, options.prompt, options.new, warm=number > 0)
             sample = process.attempt(turn)
             own += [] if sample is None else [sample]
@@ -499,8 +523,8 @@ class Process:
 
     def begin(self, folder: str, work: Path, rows: Rows) -> None:
         """Start, and wait for the first token."""
-        if VARIANTS[self.name].converted:
-            folder = converted(folder, str(work / self.name), self.precision)
+        if convert := VARIANTS[self.name].convert:
+            folder = convert(folder, str(work / self.name), self.precision)
         began = time.perf_counter()
         self.popen = subprocess.Popen(
             [sys.executable, __file__, SERVE, self.name, folder, self.device],
@@ -584,8 +608,11 @@ def peak_memory(device: str) -> int | None:
 
 def one_line(problem: Exception) -> str:
     """What went wrong, as a cell of the table."""
-    if isinstance(problem, ModuleNotFoundError) and problem.name in PEERS:
-        return f"skipped: {problem.name} is not installed"
+    installed_as = {module: package for package, module in PACKAGES.items()}
+    if isinstance(problem, ModuleNotFoundError) and problem.name in installed_as:
+        return f"skipped: {installed_as[problem.name]} is not installed"
+    if isinstance(problem, Unable):
+        return f"skipped: {problem}"
     kind = "" if isinstance(problem, VariantError) else f"{type(problem).__name__}: "
     return kind + " ".join(str(problem).split())[:200]
 
@@ -614,7 +641,9 @@ def figures(outcome: Outcome, peers: dict[str, Outcome], new: int, size: int) ->
     batch, samples = outcome.batch, outcome.samples
     steps = [sample.rest / (new - 1) for sample in samples]
     peaks = [sample.peak for sample in samples if sample.peak is not None]
-    compared = ("hf", CTRANSLATE2.get(outcome.precision, ""), "nanogpt")
+    own = "" if outcome.precision == "float32" else f"-{outcome.precision}"
+    program = outcome.variant.removesuffix(own)
+    compared = ("hf", f"ctranslate2{own}", f"llamacpp{own}", "nanogpt")
     return [
         spread([batch / step for step in steps]),
         spread([batch * new / (sample.first + sample.rest) for sample in samples]),
@@ -622,6 +651,7 @@ def figures(outcome: Outcome, peers: dict[str, Outcome], new: int, size: int) ->
         f"{size / median(steps) / 1e9:.1f}",
         spread([sample.first for sample in samples], 3),
         *(ratio(outcome, peers.get(name)) for name in compared),
+        "" if program == outcome.variant else ratio(outcome, peers.get(program)),
         "" if outcome.start is None else f"{outcome.start:.2f}",
         f"{max(peaks) / 1e6:.0f}" if peaks else "",
         "" if outcome.off is None else f"{outcome.off:.1e}",
@@ -629,11 +659,31 @@ def figures(outcome: Outcome, peers: dict[str, Outcome], new: int, size: int) ->
 
 
 def ratio(outcome: Outcome, peer: Outcome | None) -> str:
-    """How many times as fast as the peer, after the first token: the median of the rounds."""
+    """How many times as fast as the peer, after the first token: the median of the rounds, and its
+    interval.
+    """
     if peer is None or peer.problem:
         return ""
+    if peer is outcome:
+        return "1.00"
     pairs = zip(outcome.samples, peer.samples)
-    return f"{median(theirs.rest / own.rest for own, theirs in pairs):.2f}"
+    ratios = [theirs.rest / own.rest for own, theirs in pairs]
+    least, most = interval(ratios)
+    return f"{median(ratios):.2f} ({least:.2f} to {most:.2f})"
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """What holds the median of all that could have been measured in 95 of 100 cases; with fewer
+    than 6 values, the least and the most.
+
+    By order statistics: each value is above that median with probability 1/2, so the k-th least one
+    is with that of fewer than k heads among so many coins.
+    """
+    ordered, n = sorted(values), len(values)
+    k = 1
+    while n >= FEWEST and sum(comb(n, heads) for heads in range(k + 1)) <= 0.025 * 2**n:
+        k += 1
+    return ordered[k - 1], ordered[n - k]
 
 
 def spread(values: list[float], digits: int = 1) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import groupby
 
 import pytest
 
@@ -73,6 +74,8 @@ def test_figures_are_those_of_hand_made_samples(bench):
         outcome(bench, "hf", 2, [8, 2, 8]),
         outcome(bench, "ctranslate2", 2, [4, 4, 4]),
         outcome(bench, "ctranslate2-int8", 2, [1, 1, 1], precision="int8"),
+        outcome(bench, "llamacpp", 2, [6, 6, 6]),
+        outcome(bench, "llamacpp-int8", 2, [2, 2, 2], precision="int8"),
         outcome(bench, "minigpt2", 2, [1, 4, 2]),
         outcome(bench, "minigpt2-int8", 2, [0.5, 0.5, 0.5], precision="int8"),
         outcome(bench, "hf", 3, [16, 16, 16]),
@@ -87,24 +90,76 @@ def test_figures_are_those_of_hand_made_samples(bench):
         "ms/token": "200.0 (100.0 to 400.0)",
         "GB/s": "8.0",  # 1.6 GB in 0.2 s
         "first token, s": "0.250 (0.250 to 0.250)",
-        "to hf": "4.00",  # the median of 8, 0.5 and 4; that of the medians is 8 / 2 as well
-        "to ctranslate2": "2.00",
-        "to nanogpt": "10.00",
+        "to hf": "4.00 (0.50 to 8.00)",  # the ratios are 8, 0.5 and 4
+        "to ctranslate2": "2.00 (1.00 to 4.00)",
+        "to llama.cpp": "3.00 (1.50 to 6.00)",
+        "to nanogpt": "10.00 (5.00 to 20.00)",
+        "to float32": "",
         "start, s": "1.50",
         "peak, MB": "3",
         "off by": "2.0e-05",
     }
-    assert rows["minigpt2-int8", 2]["to ctranslate2"] == "2.00"  # to the one of its precision
-    assert rows["minigpt2-int8", 2]["GB/s"] == "8.0"
-    assert rows["minigpt2", 3]["to hf"] == "8.00"  # to the one at its batch size
+    int8 = rows["minigpt2-int8", 2]
+    assert int8["to ctranslate2"].startswith("2.00 ")  # to the one of its precision
+    assert int8["to llama.cpp"].startswith("4.00 ")
+    assert int8["to float32"] == "4.00 (2.00 to 8.00)"  # to the same program
+    assert rows["ctranslate2-int8", 2]["to float32"].startswith("4.00 ")
+    assert int8["GB/s"] == "8.0"
+    assert rows["minigpt2", 3]["to hf"].startswith("8.00 ")  # to the one at its batch size
     assert rows["minigpt2", 3]["to ctranslate2"] == rows["minigpt2", 3]["to nanogpt"] == ""
+
+
+def test_a_peer_that_has_one_precision_only_is_not_its_own_float32(bench):
+    half = outcome(bench, "hf", 1, [2, 2], precision="float16")
+    (row,) = rows_of(bench.table([half], 11, 1000)).values()
+    assert row["to hf"] == "1.00" and row["to float32"] == ""
 
 
 def test_a_ratio_is_that_of_the_same_round(bench):
     own, peer = outcome(bench, "a", 1, [1, 10, 3]), outcome(bench, "hf", 1, [2, 30, 12])
-    assert bench.ratio(own, peer) == "3.00"  # of 2, 3 and 4; the medians' would be 12 / 3
+    # of 2, 3 and 4; that of the medians would be 12 / 3
+    assert bench.ratio(own, peer) == "3.00 (2.00 to 4.00)"
     assert bench.ratio(own, None) == ""
     assert bench.ratio(own, outcome(bench, "hf", 1, [2], problem="out of memory")) == ""
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6, 8, 9, 15, 30])
+def test_the_interval_is_the_narrowest_that_misses_the_median_in_5_of_100_cases(bench, n):
+    from scipy.stats import binom
+
+    ranks = [*range(1, n + 1)]
+    least, most = bench.interval([float(rank) for rank in ranks[::-1]])
+    assert least + most == n + 1  # as many values are cut off above as below
+    if n < bench.FEWEST:
+        assert least == 1
+        assert 2 * binom.cdf(0, n, 0.5) > 0.05  # even all values are no such interval
+    else:  # so many of the values are below the median: a toss of n coins
+        assert 2 * binom.cdf(least - 1, n, 0.5) <= 0.05 < 2 * binom.cdf(least, n, 0.5)
+
+
+def test_variants_take_turns_in_an_order_that_drift_does_not_favour(bench, still):
+    class Slower(FakeProcess):
+        """Everything takes longer with every turn that anyone takes."""
+
+        precision, start, problem = "float32", 1.0, None
+
+        def call(self, rows, new):
+            clock.append(self.name)
+            return 0.5 + 1e-3 * new * (1 + len(clock) / 100), None, [[5] * new] * len(rows)
+
+        def attempt(self, job):
+            return job()
+
+    clock = []
+    options = bench.DecodeOptions(prompt=PROMPT, new=NEW, rounds=8)
+    rows = bench.random_rows(1, PROMPT + NEW, 300)
+    names = ["minigpt2", "minigpt2-ready", "minigpt2-compiled"]
+    first, _, last = bench.take_turns([Slower(name) for name in names], rows, options)
+    order = [name for name, _ in groupby(clock)]  # two turns of one after the other count once
+    assert order == [*names, names[1]] * 4 + [names[0]]
+    pairs = zip(first.samples, last.samples)
+    ratios = [theirs.rest / own.rest for own, theirs in pairs]
+    assert sum(ratio > 1 for ratio in ratios) == sum(ratio < 1 for ratio in ratios) == 4
 
 
 def test_the_first_token_and_the_rest_are_told_apart(bench, still):
@@ -159,13 +214,15 @@ def test_a_variant_that_fails_is_a_row_and_the_others_still_run(bench, still, mo
     assert reasons["hf"] == r"MemoryError: first \| line second line"
     assert reasons["ctranslate2"] == "skipped: ctranslate2 is not installed"
     assert reasons["minigpt2"] == "its process ended with -9"
-    assert rows["minigpt2", 1]["to nanogpt"] == "1.00" and rows["minigpt2", 1]["to hf"] == ""
+    assert (
+        rows["minigpt2", 1]["to nanogpt"].startswith("1.00 ") and rows["minigpt2", 1]["to hf"] == ""
+    )
     assert reasons["nanogpt"].startswith("2.0 ")
-    # round by round, and not again once it has failed
+    # round by round, every other one backwards, and not again once it has failed
     whole = [turn[:2] for turn in turns if turn[2] in (bench.FEW, NEW) and turn[1] == 1]
     assert [name for name, _ in whole] == ["nanogpt"] * 2 + ["minigpt2"] * 2 + [
-        "nanogpt",
         "minigpt2",
+        "nanogpt",
     ]
     assert sum(turn == ("minigpt2", 2, NEW) for turn in turns) == 1
 
@@ -186,10 +243,13 @@ def test_texts_are_compared_with_the_plain_twin_and_another_text_has_no_speed(be
     folder = str(tiny_folder(tmp_path / "model", n_positions=41))
     prompts, options = [[5, 6, 7], [9, 8, 7]], {"max_new_tokens": 20, "sampling": SamplingConfig(0)}
     twins = bench.Twins(folder)
-    for variant in ("minigpt2", "minigpt2-ready", "minigpt2-compiled-int8", "ctranslate2-int8"):
+    ours = ("minigpt2", "minigpt2-ready", "minigpt2-compiled-int8", "minigpt2-compiled-float16")
+    for variant in (*ours, "ctranslate2-int8", "llamacpp"):
         twin = GPT2.from_pretrained(folder)
         if variant == "minigpt2-compiled-int8":
             quantize(twin)
+        if variant == "minigpt2-compiled-float16":
+            twin = twin.half().float()
         right = generate(twin, prompts, **options)
         wrong = [right[0], [*right[1][:-1], (right[1][-1] + 1) % 300]]
         for added, off in ((right, False), (wrong, True)):
@@ -200,6 +260,46 @@ def test_texts_are_compared_with_the_plain_twin_and_another_text_has_no_speed(be
             row = rows_of(bench.table([judged], 20, 1000))[variant, 2]
             assert ("writes another text than its plain twin" in row["tok/s"]) is off
             assert (row["ms/token"] == "") is off
+
+
+def test_a_folder_of_float16_is_read_as_float32_and_one_of_float32_as_it_is(bench, tmp_path):
+    from minigpt2.model import GPT2, GPT2Config
+    from minigpt2.tokenizer import Tokenizer
+
+    shape = GPT2Config(vocab_size=300, block_size=16, n_embd=32, n_layer=1, n_head=1)
+    whole, half, made = (tmp_path / name for name in ("whole", "half", "made"))
+    bench.randomised(shape).save_pretrained(whole, tokenizer=Tokenizer.gpt2(300))
+    assert bench.model_folder(str(whole), made) == (str(whole), shape) and not made.exists()
+    assert bench.saved(str(whole), str(half), "float16") == str(half)
+    Tokenizer.gpt2(300).save(half)
+    assert bench.model_folder(str(half), made) == (str(made), shape)
+    rounded = GPT2.from_pretrained(whole).half().float().state_dict()
+    for name, tensor in GPT2.from_pretrained(made).state_dict().items():
+        assert tensor.equal(rounded[name]), name
+
+
+def test_what_a_machine_or_its_user_lacks_is_skipped_and_what_goes_wrong_is_not(bench):
+    missing = ModuleNotFoundError("No module named 'llama_cpp'", name="llama_cpp")
+    assert bench.one_line(missing) == "skipped: llama-cpp-python is not installed"
+    unable = bench.Unable("CTranslate2 has no float16 on this cpu")
+    assert bench.one_line(unable) == "skipped: CTranslate2 has no float16 on this cpu"
+    missing = ModuleNotFoundError("No module named 'yaml'", name="yaml")
+    assert bench.one_line(missing) == "ModuleNotFoundError: No module named 'yaml'"
+
+
+def test_the_header_says_with_what_the_processor_multiplies_and_how_ratios_are_made(
+    bench, monkeypatch
+):
+    monkeypatch.setattr(bench, "processor_name", lambda: "Xeon")
+    monkeypatch.setattr(bench, "instruction_sets", lambda: ["avx2", "f16c"])
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert bench.machine().startswith("Xeon (avx2 f16c), ")
+    assert bench.machine().endswith(" cores; no C compiler")
+    monkeypatch.setattr(bench, "describe", lambda device: (bench.machine(), "Fast"))
+    said = "\n".join(bench.header(bench.DecodeOptions(rounds=6)))
+    assert bench.machine() in said and "95 % intervals by order statistics" in said
+    said = "\n".join(bench.header(bench.DecodeOptions(rounds=5)))
+    assert "the least and the most, as an interval takes 6 rounds" in said
 
 
 def test_what_was_timed_is_what_is_compared(bench, still):
@@ -254,8 +354,8 @@ def test_flags_that_cannot_be_measured_are_named(flags, message):
 @pytest.mark.slow
 def test_every_variant_of_ours_works_on_the_cpu(bench, tmp_path):
     folder, out = tiny_folder(tmp_path / "model", n_positions=PROMPT + NEW), tmp_path / "table.md"
-    names = [name for name in bench.VARIANTS if name not in bench.CTRANSLATE2.values()]
-    names = [name for name in names if "cpu" in bench.VARIANTS[name].precisions and name != "hf"]
+    names = [name for name, variant in bench.VARIANTS.items() if "cpu" in variant.precisions]
+    names = [name for name in names if name.startswith(("nanogpt", "minigpt2"))]
     sizes = ["--prompt", PROMPT, "--new", NEW, "--batch", 1, 3, "--rounds", 1, "--threads", 1]
     done = run("--model", folder, *sizes, "--out", out, "--only", *names)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -264,6 +364,6 @@ def test_every_variant_of_ours_works_on_the_cpu(bench, tmp_path):
     rows = rows_of(done.stdout.splitlines())
     assert list(rows) == [(name, batch) for batch in (1, 3) for name in names]
     for row in rows.values():
-        assert float(row["to nanogpt"]) > 0 and float(row["start, s"]) > 0
+        assert float(row["to nanogpt"].split()[0]) > 0 and float(row["start, s"]) > 0
         assert row["to hf"] == row["to ctranslate2"] == ""
         assert float(row["off by"]) < 0.01
