@@ -26,7 +26,7 @@ def machine() -> Facts:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "torch": f"{torch.__version__} ({torch.backends.cpu.get_cpu_capability()})",
         "processor": f"{processor_name()}, {os.cpu_count()} cores, {n_threads} threads",
-        "instructions": " ".join(instruction_sets()) or "not told by this system",
+        "simd": " ".join(instruction_sets()) or "not told by this system",
         "gpu": _gpu(),
         "packages": ", ".join(_packages()),
     }
