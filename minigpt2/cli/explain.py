@@ -37,7 +37,8 @@ def main(options: ExplainOptions) -> int:
     idle = special and fixed and not subjects[0].tokenizer.special_in(prompt)
     if idle and not trained_with_special_tokens(Path(options.model)):
         logger.warning("--special-tokens changes nothing: no special token is in the prompt")
-    logger.info("%s shows how %s reads it: open it in a browser", out, " and ".join(sources))
+    read = "read" if len(sources) > 1 else "reads"
+    logger.info("%s shows how %s %s it: open it in a browser", out, " and ".join(sources), read)
     return 0
 
 

@@ -1,4 +1,13 @@
-"""What happens inside a model is measured and shown."""
+"""What happens inside a model is measured and shown.
+
+from minigpt2 import GPT2, Tokenizer
+from minigpt2.explain import attribution, logit_lens, surprise, trace
+
+model, tokenizer = GPT2.from_pretrained("gpt2"), Tokenizer.from_pretrained("gpt2")
+idx = torch.tensor([tokenizer.encode("The lamp")])
+found = trace(model, idx)  # every layer's stream, queries, keys, values, probabilities
+logit_lens(model, found)  # what each layer would say next
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -33,6 +42,10 @@ _HOMES = {
     **dict.fromkeys(("Differences", "differences"), "compared"),
     **dict.fromkeys(("LayerTrace", "Trace", "trace"), "forward_pass"),
 }
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> object:

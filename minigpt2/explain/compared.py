@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..lora import LoRALinear, TrainedRows
 from ..model import GPT2
-from .forward_pass import require_plain, trace
+from .forward_pass import require_plain, require_tokens, trace
 from .measures import surprise
 
 
@@ -48,7 +48,8 @@ def differences(model_a: GPT2, model_b: GPT2, idx: Tensor) -> Differences:
         raise InputError(
             f"the two models cannot be compared: {difference}; compare models of one shape"
         )
-    if idx.ndim != 2 or len(idx) != 1:
+    require_tokens(idx)
+    if len(idx) != 1:
         raise InputError(f"idx has the shape {tuple(idx.shape)}, allowed is one row: (1, T)")
     a, b = trace(model_a, idx), trace(model_b, idx)
     # the second on the first's device

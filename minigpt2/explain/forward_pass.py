@@ -17,7 +17,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..arguments import require_loaded
+from ..arguments import refuse, require_loaded
 from ..equivalences import ways_of
 from ..errors import InputError
 from ..model import GPT2, CausalSelfAttention, attention_probs, evaluation_mode
@@ -102,10 +102,11 @@ def trace(model: GPT2, idx: Tensor) -> Trace:
 
     Takes as much memory as it returns: (6 L + 2) C + V numbers a token, 0.44 GB for 1,024 tokens
     of 124M in float32, and 50 MB for a layer's `probs` while they are looked at. Raises
-    InputError for a model that was packed, rounded or compiled for decoding, and for ids that
-    `model` refuses.
+    InputError for a model that was packed, rounded or compiled for decoding, for no tokens, and for
+    ids that `model` refuses.
     """
     require_plain(model)
+    require_tokens(idx)
     kept: dict[str, Tensor] = {}
     with evaluation_mode(model), _watched(model, kept):
         logits = model(idx)
@@ -122,6 +123,16 @@ def require_plain(model: GPT2) -> None:
         raise InputError(
             f"this model is laid out for speed ({', '.join(fast)}), and its parts cannot be looked "
             "into: load it with GPT2.from_pretrained"
+        )
+
+
+def require_tokens(idx: Tensor) -> None:
+    """Raise InputError for what is no tensor of rows (B, T), or has no token."""
+    if not isinstance(idx, Tensor):
+        raise refuse("idx", idx, "an int64 tensor of ids (B, T)")
+    if idx.ndim != 2 or not idx.numel():
+        raise InputError(
+            f"idx has the shape {tuple(idx.shape)}, allowed is (B, T), at least (1, 1)"
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..arguments import refuse
 from ..evaluation.score import score_ids
 from ..model import GPT2, evaluation_mode
-from .forward_pass import Trace, attention_of, require_plain
+from .forward_pass import Trace, attention_of, require_plain, require_tokens
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def logit_lens(model: GPT2, trace: Trace, positions: Sequence[int] = (-1,)) -> T
     tokens at `positions`, by default the last; the last of the L + 1 are the model's own.
 
     The stream at each depth is put through the final layer norm and the head: nostalgebraist 2020,
-    "interpreting GPT: the logit lens".
+    "interpreting GPT: the logit lens". `model` is the one that was traced.
     """
     require_plain(model)
     places = [_position(trace, position) for position in positions]
@@ -32,8 +32,12 @@ def logit_lens(model: GPT2, trace: Trace, positions: Sequence[int] = (-1,)) -> T
 
 
 def surprise(model: GPT2, idx: Tensor) -> list[list[float | None]]:
-    """What every token of idx (B, T) costs the model, in nats; None for the first of each row."""
+    """What every token of idx (B, T) costs the model, in nats; None for the first of each row.
+
+    Raises InputError as `trace` does.
+    """
     require_plain(model)
+    require_tokens(idx)
     return score_ids(model, idx.tolist())
 
 
@@ -73,7 +77,7 @@ def attribution(
 
     The final layer norm divides by what it measured on the whole stream, so that the parts add up:
     the direct logit attribution of TransformerLens. Raises OptionError for another token, position
-    or row.
+    or row. `model` is the one that was traced: with another, the parts do not add up.
     """
     require_plain(model)
     at = _position(trace, position)

@@ -54,14 +54,15 @@ SECTIONS = (
         "Text becomes tokens",
         "A model reads numbers, not letters. The text is cut into pieces, and each piece begins as "
         "its UTF-8 bytes. Then, over and over, the two neighbours are joined whose union stands "
-        "first in a list that was made once from much text. What is left are the tokens; the place "
-        "of each in the list is its id.",
+        "first in a list that was made once from much text. What is left are the tokens, and "
+        "each has a number of its own, its id.",
         (tokenizer.Tokenizer.encode, tokenizer.Tokenizer.merge_steps),
     ),
     Section(
         "embeddings",
         "Tokens become vectors",
-        "Every id has a row of numbers in one table, and every place in the text a row in another. "
+        "Every id has a row of numbers in one table (wte), and every place in the text a row in "
+        "another (wpe). "
         "The two are added. This vector is the token’s residual stream: all that follows reads it "
         "and adds to it.",
         (model.GPT2.read,),
@@ -69,26 +70,28 @@ SECTIONS = (
     Section(
         "attention",
         "One block: gathering",
-        "A layer norm brings each vector to the same size. Then every head makes three vectors of "
+        "A layer norm moves each vector to mean 0 and deviation 1, and then scales each of its "
+        "numbers by a weight of the model’s own. Then every head makes three vectors of "
         "it: a query (what am I looking for?), a key (what do I have?) and a value (what do I "
         "give?). Query times key is a score; tokens that come later are masked, softmax makes "
-        "shares of the scores, and each token gathers the values of the others by these shares.",
+        "shares of the scores, and each token gathers the values by these shares, its own too.",
         (model.Block.forward, model.attention_probs, model.CausalSelfAttention.plain_attention),
     ),
     Section(
         "mlp",
         "One block: thinking",
         "After another layer norm, each token passes by itself through two matrices with a bend "
-        "between them. Every neuron of the inner row answers to some pattern in the stream; most "
-        "stay near zero. What the active ones say is added to the stream.",
+        "between them: numbers below zero are pressed towards it. Every neuron of the inner row "
+        "answers to some pattern in the stream, and what they say is added to it.",
         (model.MLP.forward,),
     ),
     Section(
         "heads",
         "All heads at a glance",
         "Every small map is one head: a row for each token, strong where it looks. A line beside "
-        "the diagonal is a head that looks at the token before; one further away often a head that "
-        "finds what came after the same token earlier (induction).",
+        "the diagonal is a head that looks at the token before. One further away often is a head "
+        "that finds what came after the same token earlier; that is called induction, and needs a "
+        "text in which tokens come again.",
         (measures.previous_token_scores, measures.induction_scores),
     ),
     Section(
@@ -104,7 +107,8 @@ SECTIONS = (
         "next",
         "The next token",
         "The scores after the last token become probabilities, and one token is drawn. "
-        "Temperature sharpens or flattens them, the others drop what is unlikely. Move a slider: "
+        "Temperature sharpens or flattens them, top-k, top-p and min-p drop what is unlikely, the "
+        "penalty lowers what the text has already. Move a slider: "
         "this page computes what the library would.",
         (sampling.probabilities, sampling.top_p),
     ),
@@ -130,8 +134,9 @@ DIFFERENCES = Section(
     "differences",
     "Where the two differ",
     "The same prompt, token by token. How far apart the streams are is a share of the first "
-    "model’s; how far the predictions are apart is the Kullback-Leibler divergence, in nats. The "
-    "weights are those that moved furthest, as a share of their size.",
+    "model’s; how far the predictions are apart is the Kullback-Leibler divergence of the "
+    "second’s from the first’s, in nats: 0 where they say the same. The weights are those that "
+    "moved furthest, as a share of their size in the first.",
     (compared.differences,),
 )
 

@@ -283,6 +283,8 @@ def test_the_page_follows_what_is_typed(tab, first):
     assert f"{len(ids)} tokens, read in this page" in tab.inner_text("#told")
     tab.fill("#text", "a b " * 300)
     wait_until(lambda: "tokens: the page reads 100 at most" in tab.inner_text("#told"), tab)
+    assert "What is below is still about the text before." in tab.inner_text("#told")
+    assert tab.evaluate("document.body.className") == "stale"
     tab.fill("#text", "")
     wait_until(lambda: "at least one token" in tab.inner_text("#told"), tab)
     assert tab.locator("#tokens .chip").count() == len(ids)  # nothing is lost
@@ -436,3 +438,19 @@ def test_a_page_without_weights_says_why_its_text_is_fixed(chromium, tmp_path, f
         assert "fixed: the page has no mish" in tab.inner_text("#prompt")
         assert r"שלום \u{202e}\u{0007} café" in tab.inner_text("#prompt pre")
         assert findings(tab) == []
+
+
+def test_what_is_printed_is_painted_and_a_text_that_is_far_too_long_is_refused_whole(tab):
+    # a canvas that nothing was painted on has the size that browsers give it
+    blank = """() => [...document.querySelectorAll("canvas")]
+        .filter(({ width, height }) => width === 300 && height === 150).length"""
+    assert tab.evaluate(blank) > 0, "the check is weak"
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert tab.evaluate(blank) == 0
+    tab.fill("#text", "a" * 50_001)
+    wait_until(
+        lambda: "50,001 characters: the page reads 100 tokens" in tab.inner_text("#told"), tab
+    )
+    read(tab, "a")
+    assert "1 token, read in this page" in tab.inner_text("#told")
+    assert tab.evaluate("document.body.className") == ""

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from hf_models import TOLERANCE, randomise, reference, token_ids
 from minigpt2 import GPT2, GPT2Config, OptionError
 from minigpt2.equivalences import difference
+from minigpt2.errors import InputError
 from minigpt2.explain import (
     attribution,
+    differences,
     induction_scores,
     logit_lens,
     previous_token_scores,
@@ -154,3 +156,13 @@ def test_texts_without_what_is_measured_have_no_score():
     assert torch.isnan(induction_scores(trace(model, torch.tensor([[1, 2, 3]])))).all()
     assert torch.isnan(previous_token_scores(trace(model, torch.tensor([[1]])))).all()
     assert math.isfinite(difference(model(IDX), model(IDX)))
+
+
+@pytest.mark.parametrize("idx", [[1, 2], torch.zeros(3, dtype=torch.int64),
+                                 torch.zeros(1, 0, dtype=torch.int64),
+                                 torch.zeros(0, 3, dtype=torch.int64)], ids=str)  # fmt: skip
+def test_what_holds_no_tokens_is_refused_alike_by_all(idx):
+    model = GPT2(GPT2Config(vocab_size=11, block_size=7, n_embd=6, n_layer=1, n_head=2))
+    for measure in (trace, surprise, lambda model, idx: differences(model, model, idx)):
+        with pytest.raises(InputError, match=r"^idx .*allowed is|^idx .*\(B, T\)"):
+            measure(model, idx)

@@ -456,7 +456,10 @@ function whenSeen(element, paint) {
     paint();
   }, { rootMargin: "400px" });
   watcher.observe(element);
-  repaints.push(() => seen && paint());
+  repaints.push(({ unseen = false } = {}) => {
+    if (seen || unseen) paint();
+    seen ||= unseen;
+  });
 }
 let repaints = [];
 
@@ -510,7 +513,8 @@ function attributionTable({ inside, nLayer, nHead }) {
   const heads = () => table("What each head added", ["",
     ...Array.from({ length: nHead }, (_, head) => `head ${head}`)],
   Array.from({ length: nLayer }, (_, n) => [`layer ${n}`, ...vectorCells(row(found.heads, n))]));
-  return [table(`What moved the score of ${tokenText(found.token)} as the next token`,
+  return [table(`After the last token, ${placeText(scene.ids.length - 1)}: what moved the score of `
+    + `${tokenText(found.token)}, the likeliest next token`,
     ["part", "moved it by"], rows), behind("By heads", heads)];
 }
 
@@ -562,7 +566,8 @@ function nextTable({ inside }) {
       new Cell(percent(probs[id]), { bar: probs[id] / most })]);
   return [el("p", { class: "kept", role: "status" }, `${grouped(kept)} of `
     + `${grouped(probs.length)} tokens can come.`),
-  table("The likeliest next tokens", ["token", "id", "score", "probability"], rows)];
+  table(`The likeliest tokens after the last one, ${placeText(scene.ids.length - 1)}`,
+    ["token", "id", "score", "probability"], rows)];
 }
 
 // ---- 8: surprise ---------------------------------------------------------------------------------
@@ -615,7 +620,7 @@ function differencesView() {
   const likeliest = (inside, t) => tokenEl(get(inside.lens.ids, depths - 1, t, 0));
   const rows = scene.ids.map((id, t) => [el("bdi", {}, placeText(t)), cost(a.nats[t]), cost(b.nats[t]),
     likeliest(a, t), likeliest(b, t),
-    new Cell(written(get(found.divergence, t)), { bar: get(found.divergence, t) / most })]);
+    new Cell(significant(get(found.divergence, t)), { bar: get(found.divergence, t) / most })]);
   const shares = Math.max(...found.streams.data, 1e-9);
   const furthest = Math.max(...found.weights.map(([, x]) => x ?? 0), 1e-9);
   const streams = () => table("How far apart the streams are, as a share of the first model’s",
@@ -631,6 +636,7 @@ function differencesView() {
         [name, x === null ? "from 0" : new Cell(percent(x), { bar: x / furthest })])),
   ];
 }
+const significant = (x) => (Math.abs(x) >= 1e-9 ? String(Number(x.toPrecision(2))) : "0");
 const cost = (nats) => (nats === null ? "–" : written(nats, 2));
 
 // ---- the whole -----------------------------------------------------------------------------------
@@ -687,18 +693,19 @@ function sceneOf({ text, ids, pieces, insides, differences }) {
 }
 let nameTyped = null;
 
+const LONGEST = 50_000; // characters that are looked at: of so many, none is a text of few tokens
 function drawTyping() {
   const told = el("p", { class: "note", role: "status", id: "told" }, "Type any text of up to "
     + `${data.limit} tokens: everything below follows.`);
   const rounded = data.models.map(({ name, rounding }) =>
     `${data.models.length > 1 ? name + ": " : ""}scores by ${rounding.scores.toPrecision(2)} at most, `
-    + `the last token’s probabilities by ${rounding.nats.toPrecision(2)} nats`).join("; ");
+    + `the probabilities of the next token by ${rounding.nats.toPrecision(2)} nats of divergence`).join("; ");
   let worker = null, waiting = 0, begun = 0, reading = null; // the text that is being read
   const start = () => (worker ??= startWorker(show, (problem) => {
     [worker, reading] = [null, null];
     told.replaceChildren(`This browser could not read the text: ${problem}.`);
   }));
-  const box = el("textarea", { id: "text", maxlength: 2000, dir: "auto", spellcheck: "false",
+  const box = el("textarea", { id: "text", dir: "auto", spellcheck: "false",
     "aria-describedby": "told rounded", onfocus: start, oninput: () => {
       clearTimeout(waiting);
       waiting = setTimeout(follow, 150);
@@ -706,19 +713,29 @@ function drawTyping() {
   box.value = data.prompt;
   function follow() { // one text at a time; what was typed meanwhile comes next
     if (reading !== null) return;
+    if (box.value.length > LONGEST) return refuse(`${grouped(box.value.length)} characters: the page `
+      + `reads ${data.limit} tokens at most.`);
     [reading, begun] = [box.value, performance.now()];
     told.replaceChildren("Reading …");
     start().postMessage(reading);
   }
+  function refuse(why) {
+    told.replaceChildren(`${why} What is below is still about the text before.`);
+    told.classList.add("problem");
+    document.body.classList.add("stale");
+  }
   function show(found) {
     reading = null;
     if (found.text !== box.value) return follow();
-    if (found.refused) return told.replaceChildren(found.refused);
+    if (found.refused) return refuse(found.refused);
+    document.body.classList.remove("stale");
+    told.classList.remove("problem");
     scene = sceneOf(found);
     Object.assign(state, { token: scene.ids.length - 1 });
     drawAll();
     const took = Math.round(performance.now() - begun);
-    told.replaceChildren(`${scene.ids.length} tokens, read in this page in ${took} ms.`);
+    const count = scene.ids.length === 1 ? "1 token" : `${scene.ids.length} tokens`;
+    told.replaceChildren(`${count}, read in this page in ${took} ms.`);
   }
   return [el("label", { for: "text" }, "The text"), box, told,
     el("p", { class: "note", id: "rounded" }, "What is typed is read with weights rounded to float16. "
@@ -736,6 +753,7 @@ function drawPrompt() {
 
 drawPrompt();
 drawAll();
+addEventListener("beforeprint", () => repaints.forEach((again) => again({ unseen: true })));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   for (const again of [...updates, ...repaints]) again();
 });
