@@ -240,6 +240,9 @@ function attentionView() {
     el("fieldset", { class: "choices" }, el("legend", {}, "The map shows"),
       choice("probs", "shares, after mask and softmax"),
       choice("scores", "scores, query times key")),
+    el("p", { class: "note" }, "The darker, the more; of scores, within each row, from its least to its "
+      + "most. What is hatched comes later and is masked. The choice holds for the large map below all "
+      + "heads, too."),
     forModels((model) => matrix(model), { live: false }),
     forModels(gatherTable),
   ];
@@ -275,7 +278,8 @@ function matrix(model) {
   }
   function move(event) {
     const [down, right] = { ArrowDown: [1, 0], ArrowUp: [-1, 0], ArrowRight: [0, 1],
-      ArrowLeft: [0, -1] }[event.key] ?? [0, 0];
+      ArrowLeft: [0, -1], Home: [0, -n], End: [0, n], PageUp: [-n, 0], PageDown: [n, 0] }[event.key]
+      ?? [0, 0];
     if (event.key === "Enter" || event.key === " ") look({ token: at.t });
     else if (!down && !right) return;
     event.preventDefault();
@@ -336,7 +340,9 @@ function paintMap(canvas, values, n, size, { scores = false, cell = null } = {})
     const line = values.subarray(pairAt(t, 0), pairAt(t, t) + 1);
     const most = scores ? Math.max(...line) : 1, least = scores ? Math.min(...line) : 0;
     for (let s = 0; s <= t; s++) {
-      context.globalAlpha = Math.sqrt(Math.max(0, (line[s] - least) / (most - least || 1)));
+      const part = most > least ? Math.max(0, (line[s] - least) / (most - least)) : 1;
+      // the least score of a row is no masked one
+      context.globalAlpha = scores ? 0.15 + 0.85 * part : Math.sqrt(part);
       context.fillRect(s * size, t * size, size, size);
     }
   }
