@@ -21,6 +21,7 @@ from .measures import attribution, induction_scores, logit_lens, previous_token_
 from .packing import lower_triangle, packed
 
 MOST_SHOWN = 5  # tokens that a layer would say next
+LENS_TOKENS = 8
 NEURONS = 8  # of an MLP, those that are most active at a token
 COMPONENTS = 8  # of a vector
 # likeliest next tokens: the page shows 12, and a repetition penalty may move 128 out of the way
@@ -132,16 +133,18 @@ def _lens(reading: Reading) -> tuple[dict[str, object], set[int]]:
     """What every layer would say next at every token: ids and probabilities (L + 1, T, 5); and
     which ids these are.
     """
-    n_tokens, ids, probs = len(reading.ids), [], []
-    for at in range(n_tokens):  # one after the other: all logits would be (L + 1, T, V)
-        logits = reading.written(logit_lens(reading.model, reading.trace, [at])[:, 0, 0])
+    ids, probs = [], []
+    # a few at once: all logits would be (L + 1, T, V), and each call reads the whole head
+    for places in torch.arange(len(reading.ids)).split(LENS_TOKENS):
+        found = logit_lens(reading.model, reading.trace, places.tolist())[:, 0]
+        logits = reading.written(found)  # (L + 1, N, V)
         top = logits.softmax(-1).topk(min(MOST_SHOWN, logits.shape[-1]), dim=-1)
         ids.append(top.indices)
         probs.append(top.values)
-    found = torch.stack(ids, 1)
+    found = torch.cat(ids, 1)
     lens: dict[str, object] = {
         "ids": packed(found, "i32"),
-        "probs": packed(torch.stack(probs, 1)),
+        "probs": packed(torch.cat(probs, 1)),
     }
     return lens, set(found.unique().tolist())
 
