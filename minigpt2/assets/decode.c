@@ -170,13 +170,10 @@ INLINE void tile(int R, int O, const Matrix *w, const float *x, float *y, long n
         for (; n + O <= end; n += O) tile(R, O, w, x, y, n);                                       \
         for (; n < end; n++) tile(R, 1, w, x, y, n);                                               \
     }
-#ifndef WIDE8
-#define WIDE8 2
-#endif
 OUTPUTS(1, 4)
 OUTPUTS(2, 4)
 OUTPUTS(4, 4)
-OUTPUTS(8, WIDE8)
+OUTPUTS(8, 2)
 
 /* Tokens go in groups of 8, 4, 2 and 1: how many of the M that are left are in the next. */
 INLINE long group(long M) { return M >= 8 ? 8 : M >= 4 ? 4 : M >= 2 ? 2 : 1; }
