@@ -224,7 +224,7 @@ static void pack_rounded(const float *x, int16_t *packed, float *sizes, long R, 
     }
 }
 
-/* The outputs from `begin` to `end` of x (M, K) -> y (M, N). `own` holds ROOM(K) numbers for each of M, or of 8,
+/* The outputs from `begin` to `end` of x (M, K) -> y (M, N). `own` holds ROOM(K) numbers for each of the M
    tokens. A block of outputs goes through all groups of tokens, of which those after the first find its weights
    in the cache. */
 static void product(const Matrix *w, const float *x, float *y, long M, long begin, long end, float *own) {
