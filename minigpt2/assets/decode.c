@@ -178,21 +178,23 @@ OUTPUTS(8, 2)
 /* Tokens go in groups of 8, 4, 2 and 1: how many of the M that are left are in the next. */
 INLINE long group(long M) { return M >= 8 ? 8 : M >= 4 ? 4 : M >= 2 ? 2 : 1; }
 
-/* x (R, K) in the order in which it is read: STEP inputs of one token, of the next, ... */
-static void pack(const float *x, float *packed, long R, long K) {
-    for (long k = 0; k < K; k += STEP)
-        for (long m = 0; m < R; m++, packed += STEP) {
-            memset(packed, 0, STEP * sizeof(float));
-            memcpy(packed, x + m * K + k, (K - k < STEP ? K - k : STEP) * sizeof(float));
-        }
-}
-
-/* LANES inputs from k on, or what there are and zeros. */
+/* LANES numbers of x (K) from k on, or what there are and zeros; and so many written there. */
 INLINE vec some_of(const float *x, long k, long K) {
     if (k + LANES <= K) return of_float(x + k);
     float some[LANES] = {0};
     if (k < K) memcpy(some, x + k, (K - k) * sizeof(float));
     return of_float(some);
+}
+
+INLINE void put_some(float *x, long k, long K, vec v) {
+    if (k + LANES <= K) put(x + k, v);
+    else if (k < K) memcpy(x + k, &v, (K - k) * sizeof(float));
+}
+
+/* x (R, K) in the order in which it is read: STEP inputs of one token, of the next, ... */
+static void pack(const float *x, float *packed, long R, long K) {
+    for (long k = 0; k < K; k += STEP)
+        for (long m = 0; m < R; m++, packed += STEP) put(packed, some_of(x + m * K, k, K));
 }
 
 INLINE float largest_of(vec v) {
@@ -328,14 +330,8 @@ INLINE vec activated(vec x, int64_t kind) {
 
 /* x (M, N), from the column `begin` to `end`. */
 static void activate(int64_t kind, float *x, long M, long N, long begin, long end) {
-    for (long m = 0; m < M; m++)
-        for (long n = begin; n < end; n += LANES) {
-            const long size = (end - n < LANES ? end - n : LANES) * sizeof(float);
-            float some[LANES] = {0};
-            memcpy(some, x + m * N + n, size);
-            put(some, activated(of_float(some), kind));
-            memcpy(x + m * N + n, some, size);
-        }
+    for (long m = 0; m < M; m++, x += N)
+        for (long n = begin; n < end; n += LANES) put_some(x, n, end, activated(some_of(x, n, end), kind));
 }
 
 /* x += y, both (M, N), from the column `begin` to `end`. */
@@ -348,13 +344,7 @@ static void add(float *x, const float *y, long M, long N, long begin, long end) 
 static void softmax(float *scores, long S) {
     float most = -INFINITY;
     for (long s = 0; s < S; s++) most = scores[s] > most ? scores[s] : most;
-    for (long s = 0; s < S; s += LANES) {
-        const long size = (S - s < LANES ? S - s : LANES) * sizeof(float);
-        float some[LANES] = {0};
-        memcpy(some, scores + s, size);
-        put(some, exp_of(of_float(some) - most));
-        memcpy(scores + s, some, size);
-    }
+    for (long s = 0; s < S; s += LANES) put_some(scores, s, S, exp_of(some_of(scores, s, S) - most));
     float sum = sum_of(scores, S);
     for (long s = 0; s < S; s++) scores[s] /= sum;
 }

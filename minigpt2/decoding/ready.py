@@ -30,9 +30,9 @@ def load(
     """A model that only decodes, frozen, as fast as this machine can without waiting for anything.
 
     dtype is "auto", "int8" or one of precision.py's. With `compiled`, also what has to be compiled
-    first: torch.compile on CUDA, decode.c on the CPU. `cpu_routine` says how
-    float32 matrices are multiplied on the CPU: "auto" is what a short measurement chose there, see
-    routines.py. Raises InputError for what is not there or not supported.
+    first: torch.compile on CUDA, decode.c on the CPU. `cpu_routine` says how float32 matrices are
+    multiplied on the CPU: "auto" is what a short measurement chose there, see routines.py. Raises
+    InputError for what is not there or not supported.
     """
     read = _reader(device, dtype, compiled, cpu_routine)
     folder = model_folder(source)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import torch.nn as nn
 from ..corpus.cached import hash_of
 from ..errors import InputError, NotFoundError
 from ..system.files import cache_folder, lock, own_folder, read_json, write_json
+from ..system.processor import processor_name
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ def _alone(path: Path) -> Iterator[None]:
         held = lock(path, wait=True)
     except (
         NotImplementedError
-    ):  # a file system without locks; files are replaced whole all the same
+    ):  # no locks on this file system: files are replaced whole all the same
         yield
         return
     assert held is not None
@@ -208,20 +208,12 @@ def _alone(path: Path) -> Iterator[None]:
 def _key(names: list[str]) -> dict[str, object]:
     """What the times are of: a cache may be shared by several machines."""
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "routines": names,
     }
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _read(path: Path, key: dict[str, object], *, quietly: bool = False) -> dict[Shape, Seconds]:

@@ -165,7 +165,7 @@ def test_another_machine_is_measured_by_itself(what, tmp_path, monkeypatch):
     chosen(constant(plain=0.010, packed=0.008), "plain", "packed")
     names = ["plain", "packed"]
     if what == "processor":
-        monkeypatch.setattr(routines, "_processor", lambda: "another")
+        monkeypatch.setattr(routines, "processor_name", lambda: "another")
     elif what == "threads":
         monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     elif what == "torch":
