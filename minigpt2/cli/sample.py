@@ -41,8 +41,10 @@ def main(options: SampleOptions) -> int:
 
     raise_on_signals()
     device = pick_device(options.device).type
-    if options.compile and device != "cuda" and (device, options.dtype) != ("cpu", "int8"):
-        parts = "only --dtype int8 has something" if device == "cpu" else "there is nothing"
+    in_c = device == "cpu" and options.dtype in ("auto", "float32", "int8")
+    if options.compile and device != "cuda" and not in_c:
+        widths = "only --dtype float32 and int8 have something"
+        parts = widths if device == "cpu" else "there is nothing"
         logger.warning(f"--compile changes nothing: on {device} {parts} to compile")
     model, tokenizer = load_with_tokenizer(
         options.model,

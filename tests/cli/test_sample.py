@@ -325,12 +325,13 @@ def test_a_draft_with_other_tokens_is_refused(capsys, model, tmp_path):
     assert result.code == 2 and "has other tokens than --model" in result.last_line
 
 
-@pytest.mark.parametrize("more", [[], ["--dtype", "int8"]], ids=str)
+@pytest.mark.parametrize("more", [[], ["--dtype", "int8"], ["--dtype", "bfloat16"]], ids=str)
 def test_what_has_no_part_to_compile_is_said(capsys, model, more):
     flags = ["--prompt", "The", "--device", "cpu", "--max-new-tokens", 2, *more]
     assert "--compile" not in sample(capsys, model, *flags).err
-    said = "--compile changes nothing: on cpu only --dtype int8 has something to compile\n"
-    assert (said in sample(capsys, model, *flags, "--compile").err) == (not more)
+    nothing = "--compile changes nothing: on cpu only --dtype float32 and int8 have something"
+    said = f"{nothing} to compile\n"
+    assert (said in sample(capsys, model, *flags, "--compile").err) == ("bfloat16" in more)
 
 
 def test_debug_shows_the_routine_that_was_chosen_and_why(capsys, model):
