@@ -71,20 +71,11 @@ INLINE vec either(ints first, vec a, vec b) { return (vec)((first & (ints)a) | (
 
 /* The sum of a vector, by halves. */
 INLINE float total(vec v) {
-#if LANES == 16
-    typedef float eight __attribute__((vector_size(32)));
-    eight w = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-              __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-#else
-#define w v
-#endif
-#if LANES > 4
-    typedef float four __attribute__((vector_size(16)));
-    four u = __builtin_shufflevector(w, w, 0, 1, 2, 3) + __builtin_shufflevector(w, w, 4, 5, 6, 7);
-#else
-#define u v
-#endif
-    return (u[0] + u[2]) + (u[1] + u[3]);
+    float x[LANES];
+    memcpy(x, &v, sizeof x);
+    for (int n = LANES / 2; n > 2; n /= 2)
+        for (int i = 0; i < n; i++) x[i] += x[i + n];
+    return (x[0] + x[2]) + (x[1] + x[3]);
 }
 
 /* Added to a small number it rounds it to a whole one, which then are the last bits: 1.5 * 2^23. */
@@ -217,8 +208,9 @@ static void pack_rounded(const float *x, int16_t *packed, float *sizes, long R, 
             odd += 0 * size;
         }
         sizes[m] = largest_of(largest) / steps;
+        const float per_size = 1 / sizes[m];
         for (long k = 0; k < WHOLE(K, BYTE_STEP); k += LANES) {
-            vec value = some_of(x, k, K) / sizes[m] + TO_WHOLE;
+            vec value = some_of(x, k, K) * per_size + TO_WHOLE;
             shorts whole = __builtin_convertvector((ints)value - (ints)all(TO_WHOLE), shorts);
             memcpy(packed + k / BYTE_STEP * BYTE_STEP * R + m * BYTE_STEP + k % BYTE_STEP, &whole, sizeof whole);
         }

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -30,6 +31,20 @@ def own_cache(tmp_path, monkeypatch):
     library.cache_clear()
     yield
     library.cache_clear()
+
+
+def test_no_compiler_of_the_last_years_is_too_old_for_it():
+    # GCC 9 of 2019 knows these; Ubuntu 22.04 has 11, to which __builtin_shufflevector is unknown
+    named = set(re.findall(r"__builtin_\w+", c_library.SOURCE.read_text()))
+    assert named == {"__builtin_prefetch", "__builtin_convertvector"}
+
+
+@pytest.mark.parametrize("compiler", ["gcc-9", "gcc-10", "gcc-11", "gcc-12", "gcc-13", "gcc-14"])
+def test_it_is_built_by_every_compiler_that_is_there(compiler, monkeypatch):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    monkeypatch.setenv("CC", compiler)
+    assert library() is not None
 
 
 def test_building_it_draws_no_random_numbers():
