@@ -104,7 +104,7 @@ class KVCache:
     def layers(self, positions: Tensor) -> list[LayerCache]:
         """Every layer's slots, opened for tokens at these positions (B, T)."""
         n_slots = self._slots_after(positions)
-        pairs = ((self.keys[i], self.values[i]) for i in range(self.keys.shape[0]))
+        pairs = zip(self.keys.unbind(), self.values.unbind())
         return [LayerCache(keys, values, positions, n_slots) for keys, values in pairs]
 
     def all_slots(self, positions: Tensor) -> tuple[Tensor, list[LayerCache]]:

@@ -302,9 +302,7 @@ def _draw(
         marked = marked.to(logits.device)
     probs = probabilities(logits.flatten(0, 1), settings.sampling, texts, marked)
     drawn = accept(guesses, probs.view_as(logits), [row.generator for row in rows])
-    ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    for b, new in enumerate(drawn):
-        ids[b, : len(new)] = torch.tensor(new)
+    ids = torch.tensor([new + [0] * (width - len(new)) for new in drawn])
     logprobs = logits.gather(2, ids.to(logits.device)[..., None]).squeeze(2) - total
     tops = _likeliest(logits, total, settings.top_logprobs)
     return [[Token(*token) for token in zip(*row)] for row in zip(drawn, logprobs.tolist(), tops)]
