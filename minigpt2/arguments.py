@@ -18,7 +18,8 @@ from .errors import OptionError
 Preset = Literal["nano", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 SampleDType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
-CpuRoutine = Literal["auto", "plain", "packed", "slices"]  # ROUTINES of decoding/cpu_layout.py
+# ROUTINES of decoding/cpu_layout.py, and one of them for one row and another for more
+CpuRoutine = Literal["auto", "plain", "packed", "slices", "by-rows"]
 MOST_SHOWN = 60  # characters of a value that is named in a message
 ALLOWED = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
 

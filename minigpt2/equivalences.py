@@ -53,6 +53,8 @@ WAYS: dict[str, Way] = {
     "plain float32": Way("sample.py --cpu-routine plain", tolerance=ROUNDED),
     "packed float32": Way("sample.py --cpu-routine packed", tolerance=ROUNDED),
     "sliced float32": Way("sample.py --cpu-routine slices", tolerance=ROUNDED),
+    "float32 by rows": Way("sample.py --cpu-routine by-rows", tolerance=ROUNDED),
+    "decode step in torch": Way("sample.py --cpu-routine plain", tolerance=ROUNDED),
     "float32 in C": Way("sample.py --dtype float32 --compile", tolerance=ROUNDED),
     "float16 in C": Way("sample.py --model FLOAT16_FOLDER --compile", tolerance=ROUNDED),
     "decode step in C": Way("sample.py --compile", tolerance=ROUNDED),
@@ -96,7 +98,7 @@ WAYS: dict[str, Way] = {
 
 # laid out for one device and one dtype by `load`, and where parts are read from a file
 FIXED_WAYS = {"packed float32", "packed int8", "deferred weights", "int8 on CUDA"}
-FIXED_WAYS |= {"plain float32", "sliced float32"}
+FIXED_WAYS |= {"plain float32", "sliced float32", "float32 by rows", "decode step in torch"}
 FIXED_WAYS |= {"fixed shapes", "CUDA graph", "compiled decode step"}
 FIXED_WAYS |= {"float32 in C", "float16 in C", "int8 in C", "decode step in C"}
 

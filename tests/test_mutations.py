@@ -18,7 +18,7 @@ from hf_models import TOLERANCE, gradient_difference, logit_difference, token_id
 from minigpt2 import lora
 from minigpt2 import model as model_module
 from minigpt2.cache import KVCache, LayerCache
-from minigpt2.decoding import c_library, c_products, c_step
+from minigpt2.decoding import c_library, c_products, c_step, torch_step
 from minigpt2.decoding import cpu_layout as packed
 from minigpt2.decoding import cuda_graphs as graphs
 from minigpt2.decoding import int8 as quantize
@@ -599,6 +599,39 @@ def the_cache_of_another_layer_used_by_the_step_in_c(patch):
 @in_ways(("decode step in C", "untied"))
 def the_step_in_c_with_another_activation(patch):
     patch.setattr(c_step, "_activation", lambda model: 2)
+
+
+@in_ways(("decode step in torch", "tied"), ("float32 by rows", "untied"))
+def the_second_layer_norm_of_the_step_in_torch_forgotten(patch):
+    functions = torch_step._functions
+
+    def swapped(block, n_tokens):
+        found = functions(block, n_tokens)
+        return found._replace(ln_2=found.ln_1)
+
+    patch.setattr(torch_step, "_functions", swapped)
+
+
+@in_ways(("decode step in torch", "tied"))
+def the_newest_token_unseen_by_the_step_in_torch(patch):
+    gather = torch_step._gather
+
+    def blind(qkv, layer, mask, scale):
+        if mask is None:
+            layer = layer._replace(n_slots=layer.n_slots - 1)
+        return gather(qkv, layer, mask, scale)
+
+    patch.setattr(torch_step, "_gather", blind)
+
+
+@in_ways(("float32 by rows", "tied"))
+def the_layout_for_more_rows_of_another_matrix(patch):
+    first = {}
+
+    def other(self, n_rows, for_rows=packed.LinearByRows.for_rows):
+        return for_rows(first.setdefault((self.weight.shape, n_rows > 1), self), n_rows)
+
+    patch.setattr(packed.LinearByRows, "for_rows", other)
 
 
 @in_ways(("int8", "tied"), ("int8", "float16"))

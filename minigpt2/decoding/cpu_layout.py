@@ -25,17 +25,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..arguments import require
-from ..equivalences import WAYS
+from ..equivalences import WAYS, ways_of
 from ..errors import OptionError
 from ..formats.hugging_face import StoredLinear
 from ..model import GPT2
 from .c_products import CLinear, c_works
 from .c_step import can_step, step_in_c
 from .int8 import Int8Linear, check_no_adapters, probe, round_rows, swap_linears
-from .routines import Routine, choose
+from .routines import Choice, Routine, choose
+from .torch_step import FEW as FEW_TOKENS
+from .torch_step import can_step as can_step_in_torch
+from .torch_step import step_in_torch
 
 logger = logging.getLogger(__name__)
-ROWS = 8  # the layout is chosen for products of about so many rows; it is fast for one, too
+LAID_FOR = 8  # rows, of whose products oneDNN chooses the layout; it is fast for one, too
 SLICES = 4  # of a matrix's rows, which are multiplied side by side
 FEW = 16  # rows, up to which slices are worth it
 
@@ -51,7 +54,7 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), LAID_FOR)
         self.bias = None if linear.bias is None else linear.bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,6 +94,30 @@ class SlicedLinear(PlainLinear):
         if self.bias is not None:
             y = y + self.bias
         return y.reshape(*x.shape[:-1], n).contiguous()
+
+
+class LinearByRows(PlainLinear):
+    """A float32 Linear that one routine multiplies by one row in a decode step, and another by
+    some. Their layouts are made when they are first asked for; prompts are multiplied plainly.
+    """
+
+    def __init__(self, linear: nn.Linear, choice: Choice, most_rows: int) -> None:
+        """A call with up to `most_rows` is taken for a decode step's."""
+        super().__init__(linear)
+        self._choice, self._most_rows = choice, most_rows
+        self._made: dict[str, nn.Module] = {}
+
+    def for_rows(self, n_rows: int) -> nn.Module:
+        """What multiplies so many rows in a decode step."""
+        routine = self._choice[n_rows > 1]
+        if routine.name not in self._made:
+            self._made[routine.name] = routine.make(self)
+        return self._made[routine.name]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., K) -> (..., N)."""
+        n_rows = x.numel() // x.shape[-1]
+        return self.for_rows(n_rows)(x) if n_rows <= self._most_rows else super().forward(x)
 
 
 # the plain one first
@@ -138,64 +165,75 @@ class PackedInt8Linear(nn.Module):
 def pack(model: GPT2, *, compiled: bool = False, cpu_routine: str = "auto") -> None:
     """Lay out the Linears and the head of a model on the CPU for speed, in place; what cannot be
     stays plain. With `compiled`, products of few rows and the decode step are made in C.
-    Without it, `cpu_routine` is the routine of all float32 matrices, or "auto", by which
-    routines.py chooses.
+    Without it, `cpu_routine` is the routine of all float32 matrices, "by-rows", which is plain for
+    one row and packed for more, or "auto", by which routines.py chooses.
 
     Raises InputError for a model with adapters, and for a routine that is not to be had here.
     """
     model.eval()
-    if model.ln_f.weight.device.type != "cpu" or model.ln_f.weight.dtype != torch.float32:
+    if model.ln_f.weight.device.type != "cpu":
         return
+    if model.ln_f.weight.dtype == torch.float32:
+        _lay_out(model, compiled, cpu_routine)
+    if "read" not in ways_of(model) and can_step_in_torch(model):
+        step_in_torch(model)
+    model.eval()  # the new parts, too: modes that differ are set at every token
+
+
+def _lay_out(model: GPT2, compiled: bool, cpu_routine: str) -> None:
     rounded = any(isinstance(module, Int8Linear) for module in model.modules())
     if compiled and c_works(torch.int8 if rounded else torch.float32):
         _in_c(model)
     elif rounded:
         _pack_int8(model)
     else:
-        _lay_out(model, cpu_routine)
-    model.eval()  # the new parts, too: modes that differ are set at every token
+        _in_routines(model, cpu_routine)
 
 
-def _lay_out(model: GPT2, name: str) -> None:
-    """Let each Linear be multiplied by the routine with this name, or by the one chosen for it."""
+def _in_routines(model: GPT2, name: str) -> None:
+    """Let each Linear be multiplied by the routine with this name, or by those chosen for it."""
     check_no_adapters(model)
-    candidates = _candidates(name)
-    shapes = _shapes(model)
+    shapes, table = _shapes(model), model.wte.weight
     if name == "auto":
-        chosen = choose(candidates, shapes)
+        chosen = choose([routine for routine in ROUTINES if _is_there(routine)], shapes)
     else:
-        chosen = dict.fromkeys(shapes, candidates[-1])
+        chosen = dict.fromkeys(shapes, _named(name))
         logger.debug("products on the CPU: %s (as asked for)", name)
-    table = model.wte.weight
-
-    def routine_of(linear: nn.Linear) -> Routine:
-        return chosen[linear.out_features, linear.in_features]
 
     def laid_out(linear: nn.Linear) -> nn.Module:
-        if (linear.out_features, linear.in_features) == table.shape and linear.weight.equal(table):
+        shape = linear.out_features, linear.in_features
+        if shape == table.shape and linear.weight.equal(table):
             own = nn.Linear(*table.T.shape, bias=False, device="meta")
             own.weight, own.bias = table, linear.bias  # in memory once, as in the file
             linear = own
-        return routine_of(linear).make(linear)
+        one, some = chosen[shape]
+        # the head is asked for what is read last, whichever way the blocks went
+        most_rows = FEW_TOKENS if shape == table.shape else 0
+        return one.make(linear) if one is some else LinearByRows(linear, (one, some), most_rows)
 
-    swap_linears(model, nn.Linear, laid_out, lambda linear: routine_of(linear).way)
+    def way(linear: nn.Linear) -> str:
+        one, some = chosen[linear.out_features, linear.in_features]
+        return one.way if one is some else "float32 by rows"
+
+    swap_linears(model, nn.Linear, laid_out, way)
 
 
-def _candidates(name: str) -> list[Routine]:
-    """The routines that this machine has, the plain one first; of a name, the one that has it."""
-    allowed = ["auto", *(routine.name for routine in ROUTINES)]
-    require("cpu_routine", name, name in allowed, ", ".join(allowed))
-    plain, *others = ROUTINES
-    if name == "plain":
-        return [plain]
-    there = [r for r in others if name in ("auto", r.name) and works(r.make, _example(), r.way)]
-    if name != "auto" and not there:
+def _named(name: str) -> Choice:
+    """The routines that `name` asks for. Raises OptionError for those that are not to be had."""
+    plain, packed, _ = ROUTINES
+    choices = {r.name: (r, r) for r in ROUTINES} | {"by-rows": (plain, packed)}
+    require("cpu_routine", name, name in choices, ", ".join(["auto", *choices]))
+    if not all(map(_is_there, choices[name])):
         raise OptionError(
             f"cpu_routine is {name!r}, which this torch does not have on this processor: use "
             "plain, or auto, which takes the fastest of those that are there",
             "cpu_routine",
         )
-    return [plain, *there]
+    return choices[name]
+
+
+def _is_there(routine: Routine) -> bool:
+    return routine is ROUTINES[0] or works(routine.make, _example(), routine.way)
 
 
 def _shapes(model: GPT2) -> list[tuple[int, int]]:

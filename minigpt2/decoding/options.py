@@ -63,8 +63,9 @@ class SampleOptions:
     """Compile first what decoding spends its time in: by torch.compile on CUDA, by a C compiler on
     the CPU, once."""
     cpu_routine: CpuRoutine = "auto"
-    """How float32 matrices are multiplied on the CPU. auto: by a short measurement, made once and
-    kept. They round differently: name one to get the same text for a seed elsewhere."""
+    """How float32 matrices are multiplied on the CPU; by-rows is plain for one text, packed for
+    more. auto: by a short measurement, made once and kept. They round differently: name one to get
+    the same text for a seed elsewhere."""
     debug: bool = False
     """Show the full traceback of an error, and which --cpu-routine was chosen, and why."""
     # gentler than the library's neutral defaults: untempered GPT-2 wanders, greedy GPT-2 repeats

@@ -3,8 +3,9 @@
 Decoding reads every weight once a token, and which routine does so at the speed of memory differs
 between processors, shapes and numbers of rows. So each candidate is timed, for one row and for
 eight, on matrices of the model's shapes: the first time that a shape is met, for a fraction of a
-second. What was chosen lies in the cache and is chosen by every later start, since routines add up
-in different orders, and a text that is drawn may turn at the last digit of a score.
+second. Where one is the fastest for one row and another for eight, both are chosen. What was chosen
+lies in the cache and is chosen by every later start, since routines add up in different orders, and
+a text that is drawn may turn at the last digit of a score.
 
 Letters: N outputs of a Linear, K its inputs.
 """
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -30,7 +32,7 @@ from ..system.processor import processor_name
 logger = logging.getLogger(__name__)
 
 ROWS = (1, 8)  # that are timed: one text, and some at once
-AHEAD = 0.95  # of the plain routine's time: less is noise, and no reason to leave it
+AHEAD = 0.95  # of another routine's time: less is noise, and no reason for a second layout
 # Below this a token's time is that of Python and of small operations, whichever routine is taken.
 LEAST_BYTES = 4 * 2**20
 # Between two products with one matrix a model reads all others. So do the rounds: they go through
@@ -53,13 +55,16 @@ class Routine:
 
     name: str
     way: str
-    make: Callable[[nn.Linear], nn.Module]
+    make: Callable[[Any], nn.Module]  # of what has the weight and bias of a Linear
+
+
+Choice = tuple[Routine, Routine]  # for one row, and for some
 
 
 def choose(
     candidates: Sequence[Routine], shapes: Sequence[Shape], *, clock: Clock = time.perf_counter
-) -> dict[Shape, Routine]:
-    """The routine for each shape of a model's matrices, which `shapes` has once for each matrix.
+) -> dict[Shape, Choice]:
+    """The routines for each shape of a model's matrices, which `shapes` has once for each matrix.
 
     The first candidate is the plain one, which the others have to be clearly ahead of. All have to
     compute the same.
@@ -69,24 +74,26 @@ def choose(
     if len(candidates) == 1 or n_bytes < LEAST_BYTES:
         reason = "there is no other" if len(candidates) == 1 else "the matrices are small"
         logger.debug("products on the CPU: %s (%s)", candidates[0].name, reason)
-        return dict.fromkeys(different, candidates[0])
+        return dict.fromkeys(different, (candidates[0], candidates[0]))
     by_name = {routine.name: routine for routine in candidates}
     times = _kept(list(by_name), different, lambda new: measured(candidates, new, clock=clock))
-    chosen = {shape: by_name[fastest(times[shape])] for shape in different}
-    for shape, routine in chosen.items():
-        logger.debug(
-            "products with %d x %d on the CPU: %s%s", *shape, routine.name, _why(times[shape])
-        )
-    return chosen
+    chosen = {shape: fastest(times[shape]) for shape in different}
+    for shape, (one, some) in chosen.items():
+        names = one if one == some else f"{one} for one row, {some} for more"
+        logger.debug("products with %d x %d on the CPU: %s%s", *shape, names, _why(times[shape]))
+    return {shape: (by_name[one], by_name[some]) for shape, (one, some) in chosen.items()}
 
 
-def fastest(seconds: Seconds) -> str:
-    """The routine with the least mean (geometric) of its times, or the first one, the plain one,
-    where that is not clearly slower.
+def fastest(seconds: Seconds) -> tuple[str, str]:
+    """The fastest routine for one row and for some: one for both, the plain one first, where none
+    is clearly ahead of it.
     """
-    mean = {name: math.prod(times) ** (1 / len(times)) for name, times in seconds.items()}
-    first, best = next(iter(mean)), min(mean, key=lambda name: mean[name])
-    return best if mean[best] <= AHEAD * mean[first] else first
+    best = [min(times) for times in zip(*seconds.values())]
+    for name, times in seconds.items():
+        if all(AHEAD * time <= least for time, least in zip(times, best)):
+            return name, name
+    one, some = (min(seconds, key=lambda name: seconds[name][place]) for place in range(len(ROWS)))
+    return one, some
 
 
 @torch.no_grad()

@@ -47,8 +47,8 @@ class EvaluateOptions:
     """Precision of weights and computation, which is judged with the model; int8 rounds the
     weights. auto: bfloat16 or float16 on CUDA, else float32."""
     cpu_routine: CpuRoutine = "auto"
-    """How float32 matrices are multiplied on the CPU. auto: by a short measurement, made once and
-    kept."""
+    """How float32 matrices are multiplied on the CPU; by-rows is plain for one text, packed for
+    more. auto: by a short measurement, made once and kept."""
     json: bool = False
     """Print one JSON object per model."""
     debug: bool = False

@@ -12,6 +12,7 @@ from minigpt2.decoding.c_products import FEW, c_works
 from minigpt2.decoding.c_step import NAMES, CDecodeStep
 from minigpt2.decoding.cpu_layout import pack
 from minigpt2.decoding.int8 import quantize
+from minigpt2.decoding.torch_step import TorchDecodeStep
 from minigpt2.equivalences import WAYS, difference
 from minigpt2.generate import generate
 from minigpt2.model import GPT2, GPT2Config
@@ -52,7 +53,7 @@ def models(*, rounded=False, **values):
 def test_the_step_is_the_plain_one(values):
     plain, fast = models(**values)
     known = values.get("activation_function", "gelu_new") in NAMES
-    assert isinstance(vars(fast).get("read"), CDecodeStep) is known
+    assert isinstance(vars(fast)["read"], CDecodeStep) is known
     caches = [model.make_cache(3) for model in (plain, fast)]
     for n_tokens in (5, 1, 3, 1, 5, 2):
         idx = token_ids(257, 3, n_tokens)
@@ -138,4 +139,4 @@ def test_texts_past_the_window_are_those_of_the_plain_model():
 def test_without_c_for_a_part_the_blocks_stay_as_they_are(monkeypatch):
     monkeypatch.setattr(c_step, "NAMES", ())
     _, fast = models()
-    assert "read" not in vars(fast) and c_works(torch.float32)
+    assert isinstance(vars(fast)["read"], TorchDecodeStep) and c_works(torch.float32)

@@ -13,6 +13,7 @@ from minigpt2.decoding import cpu_layout as packed
 from minigpt2.decoding.cpu_layout import (
     FEW,
     ROUTINES,
+    LinearByRows,
     PackedInt8Linear,
     PackedLinear,
     PlainLinear,
@@ -92,7 +93,7 @@ def test_a_product_of_every_routine_is_the_plain_one(routine, shape, rows, bias)
 
 
 def test_the_routines_that_a_user_can_name_are_those_there_are():
-    assert get_args(CpuRoutine) == ("auto", *(routine.name for routine in ROUTINES))
+    assert get_args(CpuRoutine) == ("auto", *(routine.name for routine in ROUTINES), "by-rows")
 
 
 @pytest.mark.parametrize(
@@ -114,6 +115,20 @@ def test_rows_of_a_packed_product_do_not_depend_on_the_others():
     whole = product(x)
     for n in (2, 3, 5, 8, 17):
         assert torch.equal(product(x[:n]), whole[:n])
+
+
+@has_float32
+def test_each_number_of_rows_has_the_product_of_its_own_routine():
+    linear = nn.Linear(768, 96).requires_grad_(False)
+    plain, packed_one, _ = (routine.make(linear) for routine in ROUTINES)
+    rows = torch.randn(9, 768)
+    for one, some in ((plain, packed_one), (packed_one, plain)):
+        choice = tuple(ROUTINES[kind is packed_one] for kind in (one, some))
+        head, of_block = LinearByRows(linear, choice, 8), LinearByRows(linear, choice, 0)
+        for x, expected in ((rows[:1], one), (rows[:8], some), (rows, plain)):
+            assert torch.equal(head(x), expected(x)) and torch.equal(of_block(x), plain(x))
+        assert torch.equal(of_block.for_rows(1)(rows[:1]), one(rows[:1]))
+        assert torch.equal(of_block.for_rows(2)(rows[:2]), some(rows[:2]))
 
 
 @has_int8
@@ -160,7 +175,7 @@ def test_rows_of_a_packed_int8_product_do_not_depend_on_the_others():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("routine", ["int8", "auto", *(r.name for r in ROUTINES)])
+@pytest.mark.parametrize("routine", ["int8", "auto", "by-rows", *(r.name for r in ROUTINES)])
 def test_a_packed_model_says_what_the_plain_one_says(tied, routine):
     model = random_model(tie_word_embeddings=tied)
     rounded = routine == "int8"
@@ -197,6 +212,7 @@ def test_everything_is_packed():
         "plain": PlainLinear,
         "packed": PackedLinear,
         "slices": SlicedLinear,
+        "by-rows": LinearByRows,
         "int8": PackedInt8Linear,
     }
     for name, expected in kinds_of.items():
@@ -223,9 +239,10 @@ def test_where_the_routines_are_missing_the_plain_path_stays(monkeypatch):
     expected = model(idx)
     pack(model)
     assert torch.equal(model(idx), expected)
-    assert set(ways_of(model).values()) == {("plain float32",)}
-    with pytest.raises(InputError, match="cpu_routine is 'packed', which this torch does not have"):
-        pack(random_model(), cpu_routine="packed")
+    assert set(ways_of(model).values()) == {("plain float32",), ("decode step in torch",)}
+    for name in ("packed", "by-rows"):
+        with pytest.raises(InputError, match=f"cpu_routine is '{name}', which this torch does not"):
+            pack(random_model(), cpu_routine=name)
 
 
 def test_a_missing_routine_is_noticed():

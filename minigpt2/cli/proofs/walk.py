@@ -158,6 +158,8 @@ MODELS: dict[str, list[Make]] = {
     "plain float32": [loaded(cpu_routine="plain"), packed(plain, cpu_routine="plain")],
     "packed float32": [loaded(cpu_routine="packed"), packed(plain, cpu_routine="packed")],
     "sliced float32": [loaded(cpu_routine="slices"), packed(plain, cpu_routine="slices")],
+    "float32 by rows": [loaded(cpu_routine="by-rows"), packed(plain, cpu_routine="by-rows")],
+    "decode step in torch": [loaded(cpu_routine="plain"), packed(plain)],
     "int8": [quantized],
     "packed int8": [loaded(dtype="int8"), packed(quantized)],
     "float32 in C": [loaded(dtype="float32", compiled=True), packed(plain, compiled=True)],
