@@ -27,6 +27,7 @@ from ..model import GPT2
 
 Linear = TypeVar("Linear", bound=nn.Module)
 LARGEST = 127  # -128 is left out: a row is as far from zero on either side
+ROWS_AT_ONCE = 256  # of a matrix, that are rounded
 
 
 class Int8Linear(nn.Module):
@@ -38,7 +39,6 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        # rounding keeps strides, and those of a matrix that lies in a file are transposed
         self.register_buffer("weight", weight.contiguous())
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
@@ -53,11 +53,16 @@ class Int8Linear(nn.Module):
 @torch.no_grad()
 def round_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """weight (N, K) -> int8 (N, K) and float32 scales (N,), weight ~ int8 * scale; rows of zeros
-    stay zeros.
+    stay zeros. Some rows at a time, so that no second copy in float is made.
     """
-    scale = weight.abs().amax(dim=1).float() / LARGEST
-    steps = weight / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
-    return steps.round_().to(torch.int8), scale
+    steps = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(len(weight), device=weight.device)
+    for first in range(0, len(weight), ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        scale[rows] = weight[rows].abs().amax(dim=1).float() / LARGEST
+        size = scale[rows].clamp_min(torch.finfo(torch.float32).tiny)
+        steps[rows] = (weight[rows] / size[:, None]).round_()
+    return steps, scale
 
 
 def quantize(model: GPT2) -> None:
