@@ -82,6 +82,7 @@ class CDecodeStep:
         )
         widest = max(self._n_inner, config.n_embd)
         self._room = functions.room_for(ctypes.c_int64(widest))
+        self._last: tuple[object, ctypes.Array[_Slots]] | None = None  # of `_slots_of`
 
     def __call__(
         self,
@@ -97,7 +98,7 @@ class CDecodeStep:
             return self._plain(idx, positions, mask, layers)
         model, (n_rows, n_tokens) = self._model, idx.shape
         x = model.wte(idx) + model.wpe(positions)  # (B, T, C)
-        slots = (_Slots * len(opened))(*map(_slots, opened))
+        slots = self._slots_of(opened)
         n_threads = torch.get_num_threads()
         work = torch.empty(self._work(idx.numel(), slots[0].capacity, n_threads))
         self._functions.decode_step(
@@ -112,6 +113,15 @@ class CDecodeStep:
             ctypes.c_int64(n_threads),
         )
         return x
+
+    def _slots_of(self, layers: list[LayerCache]) -> ctypes.Array[_Slots]:
+        """What the function is told of the cache, which is the same from token to token."""
+        addresses = [tensor.data_ptr() for layer in layers for tensor in layer[:2]]
+        key = addresses, layers[0].keys.stride(), layers[0].keys.shape
+        last = self._last  # once: another thread may read with another cache
+        if last is None or last[0] != key:
+            self._last = last = key, (_Slots * len(layers))(*map(_slots, layers))
+        return last[1]
 
     def _work(self, n_tokens: int, capacity: int, n_threads: int) -> int:
         """How many numbers the function needs room for, see decode.c."""

@@ -90,6 +90,22 @@ def test_rows_of_different_length_and_views_of_a_cache_are_read_where_they_lie()
     assert difference(found, expected) <= WAYS["decode step in C"].tolerance
 
 
+@torch.no_grad()
+def test_two_caches_in_turns_are_read_each_where_it_lies():
+    plain, fast = models()
+    texts = token_ids(257, 2, 9)
+    found = []
+    for model in (plain, fast):
+        caches = [model.make_cache(1, capacity=capacity) for capacity in (9, 20)]
+        steps = [
+            model.hidden(texts[row : row + 1, place : place + 1], cache)
+            for place in range(9)
+            for row, cache in enumerate(caches)
+        ]
+        found.append(torch.cat(steps))
+    assert difference(found[1], found[0]) <= WAYS["decode step in C"].tolerance
+
+
 def test_what_is_no_decode_step_goes_the_plain_way(monkeypatch):
     _, fast = models()
     step = vars(fast)["read"]
