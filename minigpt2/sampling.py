@@ -196,9 +196,8 @@ def draw(probs: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     if probs.device.type == "mps":
         return draw(probs.cpu(), generators).to(probs.device)  # MPS has no float64
     uniform = torch.stack([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
-    likeliest = probs.argmax(dim=-1)
-    if not probs.scatter(-1, likeliest[:, None], 0).amax():  # nothing to choose: saves the sums
-        return likeliest
+    if int(probs.count_nonzero()) == len(probs):  # nothing to choose: saves the sums
+        return probs.argmax(dim=-1)
     cumulative = probs.double().cumsum(dim=-1)
     # the first token whose cumulative probability exceeds the target: never one of probability 0
     target = uniform.to(probs.device) * cumulative[:, -1:]
