@@ -32,8 +32,6 @@ import json
 import os
 import platform
 import random
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -41,10 +39,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
-from math import comb
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from peers import (
     PACKAGES,
@@ -57,18 +54,28 @@ from peers import (
     written_for_ctranslate2,
     written_for_llama_cpp,
 )
+from turns import (
+    FEWEST,
+    SETTLE,
+    VariantError,
+    Worker,
+    answer_all,
+    in_one_line,
+    machine,
+    paired,
+    peak_memory,
+    seconds_of,
+    spread,
+)
 
 from minigpt2.errors import InputError
-from minigpt2.system.processor import instruction_sets, processor_name
 
 if TYPE_CHECKING:
     from minigpt2.model import GPT2, GPT2Config
 
 FEW = 8  # tokens that are timed where each costs a pass over the whole text, and untimed to warm up
-SETTLE = 0.3  # seconds between turns: OpenMP's threads may spin for 0.2 after their last work
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}  # bytes of a weight
 EVERYWHERE = {"cpu": "float32", "cuda": "float32"}
-FEWEST = 6  # rounds for an interval
 SERVE = "--serve"  # how this script starts itself
 HEADER = (
     "| variant | batch | tok/s | with prompt | ms/token | GB/s | first token, s | to hf "
@@ -77,7 +84,6 @@ HEADER = (
 # rounding of a peer, as a share of the largest score: the rows of WAYS are for ours
 TOLERANCE = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05, "int8": 0.1}
 
-Result = TypeVar("Result")
 Converter = Callable[[str, str, str], str]  # a model folder, where to write, a precision -> a path
 Loader = Callable[[str, str, str], Run]  # a model folder, a device, a precision
 
@@ -173,10 +179,6 @@ class Outcome:
     samples: list[Sample]
     problem: str | None = None
     off: float | None = None  # from the text of its plain twin
-
-
-class VariantError(Exception):
-    """Why a variant cannot be measured, in one line."""
 
 
 def plain(folder: str, device: str, precision: str) -> GPT2:
@@ -384,17 +386,6 @@ def describe(device: str) -> tuple[str, str]:
     return f"{torch.cuda.get_device_name()}; {hardware}", f"Copying a GiB moves {rate:.0f} GB/s"
 
 
-def machine() -> str:
-    """The processor, what it multiplies with, and the C compiler, which `compiled` needs."""
-    sets = " ".join(instruction_sets()) or "instruction sets not told"
-    path = shutil.which(os.environ.get("CC") or "cc")
-    compiler = "no C compiler"
-    if path is not None:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, errors="replace")
-        compiler = f"C compiler {next(iter(said.stdout.splitlines()), path)}"
-    return f"{processor_name()} ({sets}), {os.cpu_count()} cores; {compiler}"
-
-
 class Twins:
     """The plain models that texts are compared with, on the CPU."""
 
@@ -501,37 +492,20 @@ def measure(process: Process, rows: Rows, prompt: int, new: int, *, warm: bool) 
     return Sample(first, rest, peak, ((prompts, one), (texts, added)))
 
 
-class Process:
-    """A variant's process. Ctrl-C does not reach it: it ends with `end`, or with its parent."""
+class Process(Worker):
+    """A variant's process."""
 
     def __init__(self, name: str, device: str) -> None:
-        self.name, self.device = name, device
-        self.precision = VARIANTS[name].precisions[device]
-        self.popen: subprocess.Popen[bytes] | None = None
+        super().__init__(name)
+        self.device, self.precision = device, VARIANTS[name].precisions[device]
         self.start: float | None = None  # seconds
-        self.problem: str | None = None
-
-    def attempt(self, job: Callable[[], Result]) -> Result | None:
-        """What a job gives; None if it fails, or one before has failed: the others go on."""
-        if self.problem is None:
-            try:
-                return job()
-            except Exception as problem:
-                self.problem = one_line(problem)
-                print(f"{self.name}: {self.problem}", file=sys.stderr)
-        return None
 
     def begin(self, folder: str, work: Path, rows: Rows) -> None:
         """Start, and wait for the first token."""
         if convert := VARIANTS[self.name].convert:
             folder = convert(folder, str(work / self.name), self.precision)
         began = time.perf_counter()
-        self.popen = subprocess.Popen(
-            [sys.executable, __file__, SERVE, self.name, folder, self.device],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
+        self.spawn([sys.executable, __file__, SERVE, self.name, folder, self.device])
         self.call(rows, 1)
         self.start = time.perf_counter() - began
 
@@ -539,39 +513,27 @@ class Process:
         """Seconds of an addition of so many tokens, peak memory, and the tokens; raises
         VariantError.
         """
-        assert self.popen and self.popen.stdin and self.popen.stdout
-        with contextlib.suppress(BrokenPipeError):  # then there is no reply either
-            self.popen.stdin.write(json.dumps([rows, new], allow_nan=False).encode() + b"\n")
-            self.popen.stdin.flush()
-        line = self.popen.stdout.readline()
-        reply = json.loads(line) if line else f"its process ended with {self.popen.wait()}"
-        if isinstance(reply, str):
-            raise VariantError(reply)
-        return reply[0], reply[1], reply[2]
+        seconds, peak, added = self.ask([rows, new])
+        return seconds, peak, added
 
-    def end(self) -> None:
-        """End the process, whatever it does."""
-        if self.popen:
-            self.popen.kill()
-            self.popen.communicate()
+    def explain(self, problem: Exception) -> str:
+        """What went wrong, as a cell of the table."""
+        return one_line(problem)
 
 
 def serve(name: str, folder: str, device: str) -> None:
-    """The process of a variant: for every line with rows and a number of new tokens, write the
-    seconds they took, the peak memory and the tokens, or what went wrong.
+    """The process of a variant: for rows and a number of new tokens, the seconds they took, the
+    peak memory and the tokens.
     """
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no reply
     run: Run | None = None
-    for line in sys.stdin:
-        try:
-            run = run or VARIANTS[name].load(folder, device, VARIANTS[name].precisions[device])
-            rows, new = json.loads(line)
-            seconds, added = timed(run, rows, new, device)
-            reply = [seconds, peak_memory(device), added]
-        except Exception as problem:
-            reply = one_line(problem)
-        print(json.dumps(reply, allow_nan=False), file=replies, flush=True)
+
+    def answer(request: tuple[Rows, int]) -> tuple[float, int | None, Rows]:
+        nonlocal run
+        run = run or VARIANTS[name].load(folder, device, VARIANTS[name].precisions[device])
+        seconds, added = timed(run, *request, device)
+        return seconds, peak_memory(device), added
+
+    answer_all(answer, one_line)
 
 
 def timed(run: Run, rows: Rows, new: int, device: str) -> tuple[float, Rows]:
@@ -583,29 +545,6 @@ def timed(run: Run, rows: Rows, new: int, device: str) -> tuple[float, Rows]:
     return seconds, added
 
 
-def seconds_of(call: Callable[[], object], device: str) -> float:
-    """How long a call takes, with what it leaves the GPU to do."""
-    torch = sys.modules.get("torch") if device == "cuda" else None
-    wait = torch.cuda.synchronize if torch else lambda: None  # CTranslate2 waits by itself
-    wait()
-    began = time.perf_counter()
-    call()
-    wait()
-    return time.perf_counter() - began
-
-
-def peak_memory(device: str) -> int | None:
-    """The most bytes that this process has had; None where nobody counts them."""
-    if device == "cuda":
-        torch = sys.modules.get("torch")
-        return torch.cuda.max_memory_allocated() if torch else None
-    with contextlib.suppress(OSError):  # not getrusage: it starts from what the parent had
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return None
-
-
 def one_line(problem: Exception) -> str:
     """What went wrong, as a cell of the table."""
     installed_as = {module: package for package, module in PACKAGES.items()}
@@ -613,8 +552,7 @@ def one_line(problem: Exception) -> str:
         return f"skipped: {installed_as[problem.name]} is not installed"
     if isinstance(problem, Unable):
         return f"skipped: {problem}"
-    kind = "" if isinstance(problem, VariantError) else f"{type(problem).__name__}: "
-    return kind + " ".join(str(problem).split())[:200]
+    return in_one_line(problem)
 
 
 def measured(outcome: Outcome) -> dict:
@@ -667,29 +605,7 @@ def ratio(outcome: Outcome, peer: Outcome | None) -> str:
     if peer is outcome:
         return "1.00"
     pairs = zip(outcome.samples, peer.samples)
-    ratios = [theirs.rest / own.rest for own, theirs in pairs]
-    least, most = interval(ratios)
-    return f"{median(ratios):.2f} ({least:.2f} to {most:.2f})"
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """What holds the median of all that could have been measured in 95 of 100 cases; with fewer
-    than 6 values, the least and the most.
-
-    By order statistics: each value is above that median with probability 1/2, so the k-th least one
-    is with that of fewer than k heads among so many coins.
-    """
-    ordered, n = sorted(values), len(values)
-    k = 1
-    while n >= FEWEST and sum(comb(n, heads) for heads in range(k + 1)) <= 0.025 * 2**n:
-        k += 1
-    return ordered[k - 1], ordered[n - k]
-
-
-def spread(values: list[float], digits: int = 1) -> str:
-    """The median, and the least and the most."""
-    least, most = min(values), max(values)
-    return f"{median(values):.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"
+    return paired([theirs.rest / own.rest for own, theirs in pairs])
 
 
 if __name__ == "__main__":

@@ -123,20 +123,6 @@ def test_a_ratio_is_that_of_the_same_round(bench):
     assert bench.ratio(own, outcome(bench, "hf", 1, [2], problem="out of memory")) == ""
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 6, 8, 9, 15, 30])
-def test_the_interval_is_the_narrowest_that_misses_the_median_in_5_of_100_cases(bench, n):
-    from scipy.stats import binom
-
-    ranks = [*range(1, n + 1)]
-    least, most = bench.interval([float(rank) for rank in ranks[::-1]])
-    assert least + most == n + 1  # as many values are cut off above as below
-    if n < bench.FEWEST:
-        assert least == 1
-        assert 2 * binom.cdf(0, n, 0.5) > 0.05  # even all values are no such interval
-    else:  # so many of the values are below the median: a toss of n coins
-        assert 2 * binom.cdf(least - 1, n, 0.5) <= 0.05 < 2 * binom.cdf(least, n, 0.5)
-
-
 def test_variants_take_turns_in_an_order_that_drift_does_not_favour(bench, still):
     class Slower(FakeProcess):
         """Everything takes longer with every turn that anyone takes."""
@@ -290,8 +276,8 @@ def test_what_a_machine_or_its_user_lacks_is_skipped_and_what_goes_wrong_is_not(
 def test_the_header_says_with_what_the_processor_multiplies_and_how_ratios_are_made(
     bench, monkeypatch
 ):
-    monkeypatch.setattr(bench, "processor_name", lambda: "Xeon")
-    monkeypatch.setattr(bench, "instruction_sets", lambda: ["avx2", "f16c"])
+    monkeypatch.setattr("turns.processor_name", lambda: "Xeon")
+    monkeypatch.setattr("turns.instruction_sets", lambda: ["avx2", "f16c"])
     monkeypatch.setenv("CC", "no-such-compiler")
     assert bench.machine().startswith("Xeon (avx2 f16c), ")
     assert bench.machine().endswith(" cores; no C compiler")
