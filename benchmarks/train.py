@@ -426,7 +426,9 @@ class TrainWorker(Worker):
 
     def begin(self, task: Task) -> None:
         """Start, and take two steps that are not timed: memory is found in them."""
-        self.spawn([sys.executable, __file__, SERVE, self.name, json.dumps(asdict(task))])
+        self.spawn(
+            [sys.executable, __file__, SERVE, self.name, json.dumps(asdict(task), allow_nan=False)]
+        )
         self.ask(2)
 
     def turn(self, steps: int) -> Turn:
