@@ -30,7 +30,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import random
 import sys
 import tempfile
@@ -38,7 +37,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -66,6 +64,7 @@ from turns import (
     peak_memory,
     seconds_of,
     spread,
+    versions,
 )
 
 from minigpt2.errors import InputError
@@ -352,13 +351,9 @@ def n_weights(config: GPT2Config) -> int:
 
 def header(options: DecodeOptions) -> list[str]:
     """What was measured on what, with what."""
-    versions = [f"Python {platform.python_version()}"]
-    for package in ("torch", *PACKAGES):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions.append(f"{package} {metadata.version(package)}")
     hardware, bandwidth = describe(options.device)
     lines = [
-        f"{hardware}; {', '.join(versions)}.",
+        f"{hardware}; {versions('torch', *PACKAGES)}.",
         f"{options.threads} threads, prompt {options.prompt}, new {options.new}, rounds "
         f"{options.rounds}: medians, and the least and the most. {bandwidth}.",
         "Ratios are of the same round: medians, and "

@@ -23,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import sys
 import tempfile
 import threading
@@ -31,7 +30,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from queue import Queue
 from statistics import median
@@ -48,7 +46,9 @@ from turns import (
     machine,
     paired,
     peak_memory,
+    seconds_of,
     spread,
+    versions,
 )
 
 from minigpt2.errors import InputError
@@ -170,9 +170,10 @@ def ours(task: Task, told: Told, *, compiled: bool = False) -> None:
     optimizer = make_optimizer(
         model, learning_rate=task.learning_rate, weight_decay=task.weight_decay
     )
+    scorer = Scorer(model)
     for number, batch in enumerate(task.batches()):
         stats = train_step(
-            Scorer(model),
+            scorer,
             batch,
             optimizer,
             precision,
@@ -242,10 +243,6 @@ def main(options: TrainBenchOptions) -> int:
 
 def header(options: TrainBenchOptions) -> list[str]:
     """What was measured on what, with what."""
-    versions = [f"Python {platform.python_version()}"]
-    for package in ("torch", "transformers", "accelerate"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions.append(f"{package} {metadata.version(package)}")
     hardware = machine()
     if options.device == "cuda":
         import torch
@@ -255,7 +252,7 @@ def header(options: TrainBenchOptions) -> list[str]:
     if options.rounds < FEWEST:
         interval = f"with the least and the most, as an interval takes {FEWEST} rounds"
     return [
-        f"{hardware}; {', '.join(versions)}.",
+        f"{hardware}; {versions('torch', 'transformers', 'accelerate')}.",
         f"{options.threads} threads, {options.dtype}, {options.rounds} rounds; medians, ratios "
         f"of the same round {interval}.",
     ]
@@ -327,8 +324,6 @@ def routines(a: Tensor, b: Tensor) -> list[Callable[[], object]]:
 
 def least_seconds(job: Callable[[], object], device: str) -> float:
     """The least of some times of a job."""
-    from turns import seconds_of
-
     job()
     return min(seconds_of(job, device) for _ in range(3))
 
@@ -379,14 +374,15 @@ def table(outcomes: list[Outcome], least: dict[str, float]) -> list[str]:
     n_columns = HEADER.count("|") - 1
     lines = [HEADER, "| --- | ---: | --- |" + " ---: |" * (n_columns - 3)]
     for outcome in outcomes:
-        peers = {
-            other.variant: other
-            for other in outcomes
-            if (other.case, other.dropout) == (outcome.case, outcome.dropout)
-        }
-        cells = figures(outcome, peers, least[outcome.case])
         if outcome.problem:
             cells = [outcome.problem.replace("|", r"\|"), *[""] * (n_columns - 4)]
+        else:
+            peers = {
+                other.variant: other
+                for other in outcomes
+                if (other.case, other.dropout) == (outcome.case, outcome.dropout)
+            }
+            cells = figures(outcome, peers, least[outcome.case])
         lines.append(
             f"| {' | '.join([outcome.case, f'{outcome.dropout:g}', outcome.variant, *cells])} |"
         )
@@ -395,8 +391,6 @@ def table(outcomes: list[Outcome], least: dict[str, float]) -> list[str]:
 
 def figures(outcome: Outcome, peers: dict[str, Outcome], least: float) -> list[str]:
     """A row from its fourth column."""
-    if outcome.problem:
-        return []
     case = CASES[outcome.case]
     steps = [turn.seconds / len(turn.losses) for turn in outcome.turns]
     peaks = [turn.peak for turn in outcome.turns if turn.peak is not None]

@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from math import comb
 from pathlib import Path
 from statistics import median
@@ -108,6 +110,15 @@ def machine() -> str:
         said = subprocess.run([path, "--version"], capture_output=True, text=True, errors="replace")
         compiler = f"C compiler {next(iter(said.stdout.splitlines()), path)}"
     return f"{processor_name()} ({sets}), {os.cpu_count()} cores; {compiler}"
+
+
+def versions(*packages: str) -> str:
+    """Of Python, and of those packages that are there."""
+    found = [f"Python {platform.python_version()}"]
+    for package in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{package} {metadata.version(package)}")
+    return ", ".join(found)
 
 
 def seconds_of(call: Callable[[], object], device: str) -> float:

@@ -4,14 +4,13 @@ that the whole runs.
 
 import json
 import os
-import re
 import subprocess
 import sys
 from itertools import groupby
 
 import pytest
 
-from benches import loaded
+from benches import cells_of, loaded
 from scripts import ROOT, tiny_folder
 
 PATH = ROOT / "benchmarks" / "decode.py"
@@ -26,11 +25,7 @@ def bench():
 
 def rows_of(table):
     """{(variant, batch): {column: cell}} of a Markdown table."""
-    lines = [line for line in table if line.startswith("|")]
-    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    assert len({len(row) for row in cells}) == 1
-    rows = [dict(zip(cells[0], row)) for row in cells[2:]]
-    return {(row["variant"], int(row["batch"])): row for row in rows}
+    return {(row["variant"], int(row["batch"])): row for row in cells_of(table)}
 
 
 def run(*argv, stdin=""):

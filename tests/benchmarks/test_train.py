@@ -2,15 +2,14 @@
 every variant that is there takes the same steps.
 """
 
-import re
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from benches import loaded
-from minigpt2.model import GPT2Config
+from benches import cells_of, loaded
+from minigpt2.model import GPT2, GPT2Config
 from scripts import ROOT
 
 PATH = ROOT / "benchmarks" / "train.py"
@@ -24,11 +23,7 @@ def bench():
 
 def rows_of(table):
     """{(case, dropout, variant): {column: cell}} of a Markdown table."""
-    lines = [line for line in table if line.startswith("|")]
-    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    assert len({len(row) for row in cells}) == 1
-    rows = [dict(zip(cells[0], row)) for row in cells[2:]]
-    return {(row["case"], row["dropout"], row["variant"]): row for row in rows}
+    return {(row["case"], row["dropout"], row["variant"]): row for row in cells_of(table)}
 
 
 def outcome(bench, variant, seconds, *, losses=(5.0, 4.0), rate=0.0, problem=None):
@@ -75,16 +70,9 @@ def test_what_learns_something_else_has_no_speed(bench):
 
 def test_the_products_of_a_step_are_those_that_it_makes(bench):
     config = GPT2Config(vocab_size=23, block_size=7, n_embd=6, n_layer=3, n_head=2)
-    model = bench_model(config)
-    counted = count_products(model, torch.zeros(5, 7, dtype=torch.int64))
+    counted = count_products(GPT2(config).eval(), torch.zeros(5, 7, dtype=torch.int64))
     flops = sum(2 * m * k * n * count for (m, k, n), count in bench.products(config, 5 * 7).items())
     assert flops == counted
-
-
-def bench_model(config):
-    from minigpt2.model import GPT2
-
-    return GPT2(config).eval()
 
 
 def count_products(model, idx):

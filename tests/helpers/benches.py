@@ -1,8 +1,9 @@
 """The benchmarks as modules: they are scripts, which no package has."""
 
 import importlib.util
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -26,3 +27,11 @@ def loaded(script: str) -> Iterator[ModuleType]:
     spec.loader.exec_module(module)
     yield module
     del sys.modules[name]
+
+
+def cells_of(table: Iterable[str]) -> list[dict[str, str]]:
+    """The rows of a Markdown table, each by the names of its columns."""
+    lines = [line for line in table if line.startswith("|")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    assert len({len(row) for row in cells}) == 1
+    return [dict(zip(cells[0], row)) for row in cells[2:]]
