@@ -1,6 +1,7 @@
 """What memory the machine has: free, held, limited by containers, or not said."""
 
 import mmap
+import resource
 import sys
 
 import pytest
@@ -103,6 +104,34 @@ def test_the_budget_is_a_share_of_what_is_free_and_what_is_held(monkeypatch):
     assert memory.memory_budget(CPU) == 960
     assert memory.memory_budget(CPU, n_processes=4) == 360
     assert memory.memory_budget(CUDA) == 1080
+
+
+def pages_of_a_tensor():
+    """How many pages the system gives this process for a tensor of 64 MiB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="for glibc")
+def test_memory_that_is_kept_is_taken_again_and_given_back_in_the_end():
+    with memory.memory_kept():
+        torch.ones(2**25)
+        assert pages_of_a_tensor() < 1000
+        held = memory._held(CPU)
+    assert memory._held(CPU) < held - 2**25
+    # pages of 4 KiB, or huge ones of 2 MiB
+    assert pages_of_a_tensor() >= 2**26 // 2**21
+
+
+def test_where_malloc_is_another_nothing_changes(monkeypatch):
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
+    with memory.memory_kept():
+        torch.ones(3)
+    monkeypatch.setattr(memory.sys, "platform", "darwin")
+    monkeypatch.setattr(memory.ctypes, "CDLL", None)  # is not asked
+    with memory.memory_kept():
+        torch.ones(3)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what is held from /proc")
