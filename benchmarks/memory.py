@@ -11,6 +11,7 @@ four small cases.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -22,9 +23,10 @@ import torch
 from minigpt2.evaluation.scorer import Scorer
 from minigpt2.lora import add_lora
 from minigpt2.model import GPT2, PRESETS
-from minigpt2.system.memory import memory_budget, peak_memory
+from minigpt2.system.memory import memory_budget, memory_kept, peak_memory
 from minigpt2.system.precision import DTYPES, Precision, pick_device
 from minigpt2.training.blocks import prepare_blocks
+from minigpt2.training.dropout import swap_dropout
 from minigpt2.training.forecast import FIXED, GB, MemoryForecast, forecast_memory
 from minigpt2.training.optimizer import make_optimizer
 from minigpt2.training.step import train_step
@@ -118,6 +120,7 @@ def forecast(case: Case, device: torch.device) -> MemoryForecast:
         activation_checkpointing=case.recomputed,
         n_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         accumulated=case.n_parts > 1,
+        quick_dropout=device.type == "cpu",
     )
 
 
@@ -159,22 +162,26 @@ def measure(case: Case, device: torch.device) -> int:
     model = prepared(case, GPT2(PRESETS[case.preset])).to(device).train()
     precision = Precision(device, DTYPES[case.dtype])
     shape = case.rows, case.block_size
+    if device.type == "cpu":
+        swap_dropout(model)
     prepare_blocks(model, precision, shape, compiled=False, recomputed=case.recomputed)
     optimizer = make_optimizer(model, learning_rate=1e-4, weight_decay=0.1)
     idx = torch.randint(model.config.vocab_size, (case.n_parts * case.rows, case.block_size))
-    for seed in range(N_STEPS):
-        stats = train_step(
-            Scorer(model),
-            (idx, idx),
-            optimizer,
-            precision,
-            micro_batch_size=case.rows,
-            learning_rate=1e-4,
-            grad_clip=1.0,
-            seed=seed,
-        )
-        if stats.micro_batch_size < case.rows:  # it was halved, and is another case
-            raise MemoryError(f"{stats.micro_batch_size} of {case.rows} rows fitted at once")
+    mapped = MAPPED.keys() <= os.environ.keys()
+    with contextlib.nullcontext() if mapped else memory_kept():
+        for seed in range(N_STEPS):
+            stats = train_step(
+                Scorer(model),
+                (idx, idx),
+                optimizer,
+                precision,
+                micro_batch_size=case.rows,
+                learning_rate=1e-4,
+                grad_clip=1.0,
+                seed=seed,
+            )
+            if stats.micro_batch_size < case.rows:  # it was halved, and is another case
+                raise MemoryError(f"{stats.micro_batch_size} of {case.rows} rows fitted at once")
     return peak_memory(device)
 
 

@@ -40,6 +40,7 @@ from minigpt2.model import GPT2, GPT2Config
 from minigpt2.runs.folder import RunFolder
 from minigpt2.sampling import SamplingConfig, row_generator
 from minigpt2.tokenizer import Tokenizer
+from minigpt2.training import dropout
 from scripts import ROOT, exit_code, later_wins, run_here, tiny_folder
 from text_files import lamp_lines
 
@@ -72,7 +73,7 @@ def test_every_row_of_the_table_is_walked():
     walked = {
         "forward": forward | {"documents apart"},
         "text": {*DRAFTERS},
-        "training": {"loss in chunks", *TRAINING},
+        "training": {"loss in chunks", "16-bit dropout", *TRAINING},
     }
     for kind, ways in walked.items():
         assert ways == {way for way, row in WAYS.items() if row.kind == kind}
@@ -363,6 +364,23 @@ def test_a_run_whose_loss_is_made_in_chunks_has_the_losses_of_all_logits_at_once
     assert WAYS["loss in chunks"].agrees(found["chunks"].losses, found["at once"].losses)
     weights = [run.weights for run in found.values()]
     assert difference(*weights) <= 1e-3
+
+
+def test_a_run_with_16_bit_dropout_has_the_losses_of_plain_attention_with_the_same_masks(
+    runs, monkeypatch
+):
+    quick, whole = runs.of([]), []
+
+    def at_once(*given):
+        whole.append(given)
+        return dropout.plain_attention(*given)
+
+    monkeypatch.setattr(dropout, "attention_in_parts", at_once)
+    plain = runs.train([], 1, runs.place / "whole masks")
+    assert len(whole) == 2 * 2 * STEPS, "micro-batches, layers and steps"
+    assert WAYS["16-bit dropout"].agrees(quick.losses, plain.losses)
+    assert difference(quick.weights, plain.weights) <= STEPS * 0.01
+    assert difference(quick.losses, runs.of(NO_DROPOUT).losses) > 1e-3, "nothing was dropped out"
 
 
 def test_the_loss_of_a_long_text_of_the_true_vocabulary_is_made_in_chunks_and_the_same():

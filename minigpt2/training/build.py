@@ -38,13 +38,17 @@ from ..system.precision import Precision, pick_dtype
 from ..system.processes import World, replicate, shard
 from ..tokenizer import Tokenizer
 from .blocks import prepare_blocks
+from .dropout import WAY as QUICK_DROPOUT
+from .dropout import swap_dropout
 from .forecast import MemoryForecast, fitting_micro_batch, forecast_memory
 from .loop import Job
 from .options import TrainOptions
 from .plan import Plan, make_plan, recipe_for, remarks
 
 BLOCK = 2**20  # tokens that are looked at together
-ENOUGH_TOKENS = 2048  # at once on the CPU: more take memory and gain no speed
+# tokens at once on the CPU: more take memory and gain no speed, but for narrow models, where what
+# is done for each call of an operation counts
+ENOUGH_TOKENS, ENOUGH_NUMBERS = 2048, 2**19
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def assemble(spec: RunSpec) -> Built:
     """Load the weights and put them where they are trained. Raises what `build` does."""
     options, plan, world = spec.origin.options, spec.plan, spec.world
     model = first_model(spec.origin, spec.tokenizer)
-    need = memory_need(options, model, spec.precision, world)(
+    need = memory_need(spec.origin, model, spec.precision, world)(
         micro_batch_size=plan.micro_batch_size,
         block_size=plan.block_size,
         accumulated=plan.micro_batch_size * world.size < plan.batch_size or world.size > 1,
@@ -422,14 +426,28 @@ def decide(origin: Origin, model: GPT2, corpus: Corpus, precision: Precision, wo
         rows = min(rows, origin.start.state.micro_batch_size)
     elif options.training.micro_batch_size is None:
         if precision.device.type == "cpu":
-            rows = min(rows, max(1, ENOUGH_TOKENS // plan.block_size))
+            rows = min(rows, enough_rows(model.config, plan.block_size))
         rows = fitting_micro_batch(
-            memory_need(options, model, precision, world),
+            memory_need(origin, model, precision, world),
             rows=rows,
             block_size=plan.block_size,
             budget=memory_budget(precision.device, world.size),
         )
     return replace(plan, micro_batch_size=min(world.gather(rows)))
+
+
+def enough_rows(config: GPT2Config, block_size: int) -> int:
+    """How many sequences at once are enough on the CPU for its full speed."""
+    return max(1, max(ENOUGH_TOKENS, ENOUGH_NUMBERS // config.n_embd) // block_size)
+
+
+def has_quick_dropout(origin: Origin, device: torch.device) -> bool:
+    """Whether the run draws its masks as dropout.py does. A resumed run goes on as it did, and what
+    compiles blocks draws its own.
+    """
+    if device.type != "cpu" or origin.options.compile:
+        return False
+    return origin.start is None or origin.start.settings.dropout_masks == QUICK_DROPOUT
 
 
 def odd_settings(
@@ -454,9 +472,10 @@ def odd_settings(
 
 
 def memory_need(
-    options: TrainOptions, model: GPT2, precision: Precision, world: World
+    origin: Origin, model: GPT2, precision: Precision, world: World
 ) -> Callable[..., MemoryForecast]:
     """From micro_batch_size and block_size to the memory that one process of this run needs."""
+    options = origin.options
     return partial(
         forecast_memory,
         model.config,
@@ -466,6 +485,7 @@ def memory_need(
         n_trained=parameter_counts(model)[1],
         n_shards=world.size if options.fsdp else 1,
         masked=options.document_mask,
+        quick_dropout=has_quick_dropout(origin, precision.device),
     )
 
 
@@ -489,6 +509,8 @@ def place(spec: RunSpec, model: GPT2) -> nn.Module:
         shard(model, blocks, precision.device, methods=("hidden", "head"))
     else:
         model.to(precision.device)
+    if has_quick_dropout(spec.origin, precision.device):
+        swap_dropout(model)
     prepare_blocks(
         model,
         precision,

@@ -16,6 +16,7 @@ import torch
 from ..formats.activations import KEPT
 from ..loss import MOST_LOGITS
 from ..model import GPT2Config
+from .dropout import parts
 
 logger = logging.getLogger(__name__)
 GB = 10**9
@@ -60,6 +61,7 @@ def forecast_memory(
     n_shards: int = 1,
     accumulated: bool = True,
     masked: bool = False,
+    quick_dropout: bool = False,
 ) -> MemoryForecast:
     """What `step.train_step` takes of one device at its peak, in bytes.
 
@@ -68,11 +70,12 @@ def forecast_memory(
     (LoRA), `n_shards` the processes that share weights, gradients and optimizer (FSDP).
     `accumulated` says that gradients lie there from the start: a batch has several micro-batches,
     or DDP keeps their place. Without it less is needed. `masked`: documents are kept apart.
+    `quick_dropout`: masks are those of dropout.py.
 
     What autograd keeps was counted, and the whole measured, on the CPU. CUDA's fused attention, MPS
     and FSDP follow torch's sources and were not measured. Compiled blocks take less.
     """
-    batch = MicroBatch(config, micro_batch_size, block_size, dtype, device, masked)
+    batch = MicroBatch(config, micro_batch_size, block_size, dtype, device, masked, quick_dropout)
     n_all, in_block = config.n_parameters, config.block_parameters
     adapters = n_trained if n_trained is not None and n_trained < n_all else 0
     trained = FLOAT * (adapters or n_all)
@@ -111,6 +114,7 @@ class MicroBatch:
     dtype: torch.dtype  # of matrix products
     device: torch.device
     masked: bool = False  # documents are kept apart
+    quick_dropout: bool = False  # masks are those of dropout.py
 
     @property
     def n_tokens(self) -> int:
@@ -126,6 +130,18 @@ class MicroBatch:
     def scores(self) -> int:
         """The (B, H, T, T) of attention in float32."""
         return FLOAT * self.n_rows * self.config.n_head * self.row**2
+
+    @property
+    def masks(self) -> list[int]:
+        """Those of attention where dropout.py drops out: a byte of each score that is made."""
+        config, n_head, n_rows = self.config, self.config.n_head, self.n_rows
+        exact = self.dtype == torch.float32 or config.reorder_and_upcast_attn
+        if not (self.quick_dropout and config.attn_pdrop and exact):
+            return []
+        return [
+            n_head * len(range(n_rows)[rows]) * (queries.stop - queries.start) * queries.stop
+            for rows, queries in parts(n_rows, n_head, self.row)
+        ]
 
     @property
     def wide(self) -> int:
@@ -157,6 +173,9 @@ class MicroBatch:
         """Between c_attn and c_proj."""
         config, dropout = self.config, self.config.attn_pdrop > 0
         on_cpu, exact = self.device.type == "cpu", self.dtype == torch.float32
+        upcast = config.reorder_and_upcast_attn and not exact  # what it gives is kept, too
+        if self.masks:
+            return [*(4 * [self.stream] if upcast else [3 * self.stream]), *self.masks]
         # torch's fused attention has no dropout on the CPU, and is not for training on MPS
         if self.device.type == "mps" or (on_cpu and dropout):
             # with one row, v is a view of all that c_attn gives
@@ -164,7 +183,6 @@ class MicroBatch:
             mask = self.scores if on_cpu else self.scores // FLOAT
             return [self.stream, self.stream, v, self.scores, *dropout * [mask, self.scores]]
         sums = FLOAT * self.n_tokens * config.n_head  # of the exponentials of each row of scores
-        upcast = config.reorder_and_upcast_attn and not exact  # and what it gives is kept, too
         parts = 4 * [self.stream] if upcast else [3 * narrow]
         # the mask, which torch turns into numbers in every layer anew
         mask = (FLOAT if upcast else self.dtype.itemsize) * self.n_rows * self.row**2
@@ -182,7 +200,10 @@ class MicroBatch:
     def made_by_backward(self) -> int:
         """What the backward pass of a block makes and lets go of, beyond what it has freed."""
         freed = 2 * self.wide  # the MLP's, when attention's turn comes
-        attention = self.scores - freed if self.scores in self.kept else 0
+        attention = self.scores if self.scores in self.kept else 0
+        if self.masks:  # probabilities, masks as numbers, gradients of scores; and copies
+            attention = 3 * FLOAT * max(self.masks) + 6 * self.stream
+        attention = max(0, attention - freed)
         return 3 * self.stream + max(self.wide, attention)
 
     def loss(self, head: int) -> int:
@@ -192,7 +213,7 @@ class MicroBatch:
         vocab, size = self.config.vocab_size, self.dtype.itemsize
         chunk = min(max(1, MOST_LOGITS // vocab), self.n_tokens) * vocab
         two = min(2 * chunk, self.n_tokens * vocab)  # the last chunk lives until the next is there
-        always = 2 * self.stream + head
+        always = 3 * self.stream + head  # what goes in, its gradient, and one that was counted
         if self.dtype == torch.float32:
             return always + FLOAT * two
         rounded = size * vocab * self.config.n_embd  # the head

@@ -31,12 +31,13 @@ from ..runs.record import Metrics, Sample, Settings
 from ..runs.state import Facts, TrainState
 from ..sampling import SamplingConfig
 from ..system.files import write_json
-from ..system.memory import peak_memory
+from ..system.memory import memory_kept, peak_memory
 from ..system.precision import Precision, own_randomness
 from ..system.processes import ALONE, World, is_sharded, reshard, unwrapped, whole
 from ..system.signals import Stopped, StopRequest, stop_on_signals
 from ..tokenizer import Tokenizer
 from .batches import Batch, Batches, validation_batches
+from .dropout import masks_of
 from .not_finite import find_nonfinite, finding_as_json, finding_in_words
 from .optimizer import load_optimizer_tensors, lr_at, make_optimizer, optimizer_tensors
 from .plan import Plan
@@ -118,7 +119,7 @@ def fit(
             on_step(metrics)
 
     stopping = stop_on_signals() if request is None else contextlib.nullcontext(request)
-    with stopping as request, own_randomness(job.precision.device):
+    with stopping as request, own_randomness(job.precision.device), memory_kept():
 
         def asked_to_stop() -> int:
             return max(world.gather(request.signal_number))
@@ -318,8 +319,12 @@ def _until(asked_to_stop: Callable[[], int], batches: Iterator[Batch]) -> Iterat
 
 def settings_of(job: Job) -> Settings:
     """What may be another value in a resumed run, which is then another run from there on."""
-    dtype = str(job.precision.dtype).removeprefix("torch.")
-    return Settings(**asdict(job.plan), dropout=job.model.config.resid_pdrop, dtype=dtype)
+    return Settings(
+        **asdict(job.plan),
+        dropout=job.model.config.resid_pdrop,
+        dropout_masks=masks_of(job.model),
+        dtype=str(job.precision.dtype).removeprefix("torch."),
+    )
 
 
 def _as_one_process(job: Job) -> GPT2:

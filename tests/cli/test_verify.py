@@ -24,6 +24,7 @@ import minigpt2.formats.hugging_face as hugging_face
 import minigpt2.model as model_module
 import minigpt2.sampling as sampling
 import minigpt2.training.blocks as blocks
+import minigpt2.training.dropout as dropout
 import minigpt2.training.loop as loop
 import minigpt2.training.optimizer as optimizer
 from hf_models import reference
@@ -468,6 +469,16 @@ def last_chunk_of_the_loss_left_out(patch):
         return summed(x, weight, targets, **options)
 
     patch.setattr(training, "summed_loss", shorter)
+
+
+@breaks("16-bit dropout")
+def dropped_probabilities_of_other_scores(patch):
+    probs = dropout._probs
+
+    def other(q, k, mask, scale, *part):
+        return probs(q, k, mask, 1.1 * scale, *part)
+
+    patch.setattr(dropout, "_probs", other)
 
 
 @breaks("recomputed blocks")

@@ -1,5 +1,6 @@
 """What a run consists of, built from options alone, and how the micro-batch is chosen for it."""
 
+import json
 import sys
 from dataclasses import replace
 
@@ -7,13 +8,13 @@ import pytest
 import torch
 
 from minigpt2.errors import InputError, OptionError
-from minigpt2.model import GPT2
-from minigpt2.runs.folder import RunFolder
+from minigpt2.model import GPT2, GPT2Config
+from minigpt2.runs.folder import Checkpoint, RunFolder
 from minigpt2.system.processes import World
 from minigpt2.tokenizer import Tokenizer
 from minigpt2.training import build as build_module
-from minigpt2.training.build import build, specify
-from minigpt2.training.loop import fit
+from minigpt2.training.build import Origin, build, enough_rows, has_quick_dropout, specify
+from minigpt2.training.loop import fit, settings_of
 from minigpt2.training.options import TrainConfig, TrainOptions
 from scripts import tiny_folder
 from text_files import lamp_lines
@@ -120,14 +121,50 @@ def test_the_micro_batch_is_what_fits_of_a_processs_rows(tmp_path, options, aske
 
 
 def test_the_cpu_gets_no_more_tokens_at_once_than_gain_speed(tmp_path, options, asked):
-    micro_batch(tmp_path, options, batch_size=999)
-    assert asked == [(build_module.ENOUGH_TOKENS // 23, 23)]
+    micro_batch(tmp_path, options, batch_size=9999)
+    config = GPT2.from_pretrained(options.model).config
+    assert asked == [(enough_rows(config, 23), 23)]
+
+
+@pytest.mark.parametrize(
+    ("width", "block_size", "expected"),
+    [(768, 128, 16), (128, 128, 32), (768, 1024, 2), (128, 1024, 4), (1600, 4096, 1)],
+)
+def test_narrow_models_get_more_tokens_at_once(width, block_size, expected):
+    assert enough_rows(GPT2Config(n_embd=width, n_head=1), block_size) == expected
 
 
 def test_a_micro_batch_that_is_given_is_taken(tmp_path, options, asked):
     assert micro_batch(tmp_path, options, micro_batch_size=3) == 3
     assert micro_batch(tmp_path, options, micro_batch_size=30) == 7
     assert not asked
+
+
+def checkpointed(tmp_path, options):
+    """The newest checkpoint's settings of a run that was trained to its end."""
+    with claimed(tmp_path) as run:
+        fit(build(options, run, CPU, ALONE).job)
+        return run.newest().settings
+
+
+def test_a_run_on_the_cpu_records_how_its_masks_are_drawn_and_a_resumed_one_draws_them_so(
+    tmp_path, options
+):
+    assert checkpointed(tmp_path, options).dropout_masks == "16-bit dropout"
+    resumed = replace(options, resume=True)
+    with claimed(tmp_path, resume=True) as run:
+        job = build(resumed, run, CPU, ALONE).job
+        assert settings_of(job).dropout_masks == "16-bit dropout"
+        path = run.newest().path / "state.json"
+        state = json.loads(path.read_text())
+        del state["settings"]["dropout_masks"]  # as earlier versions wrote it
+        start = Checkpoint.from_json(path.parent, state)
+    origin = Origin(resumed, start, None)
+    assert not has_quick_dropout(origin, CPU)
+    assert not has_quick_dropout(replace(origin, start=None), torch.device("cuda"))
+    compiled = replace(origin, start=None, options=replace(options, compile=True))
+    assert not has_quick_dropout(compiled, CPU)
+    assert has_quick_dropout(replace(origin, start=None), CPU)
 
 
 def test_a_resumed_run_keeps_its_micro_batch(tmp_path, options, asked):

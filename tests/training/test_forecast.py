@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from minigpt2.evaluation.scorer import Scorer
 from minigpt2.formats.activations import ACTIVATIONS
 from minigpt2.lora import add_lora
-from minigpt2.model import GPT2, PRESETS, Block, GPT2Config
+from minigpt2.model import GPT2, PRESETS, GPT2Config
 from minigpt2.system.precision import Precision
 from minigpt2.training.blocks import prepare_blocks
+from minigpt2.training.dropout import swap_dropout
 from minigpt2.training.forecast import (
     MemoryForecast,
     MicroBatch,
@@ -36,9 +37,12 @@ SMALL = GPT2Config(vocab_size=1511, block_size=67, n_embd=42, n_layer=3, n_head=
 NO_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 
 
-def kept_by_autograd(config, n_rows, dtype, masked):
+def kept_by_autograd(config, n_rows, dtype, masked, quick):
     """Bytes that autograd keeps of one block, but its weights."""
-    block = Block(config, 0)
+    model = GPT2(replace(config, n_layer=1)).train()
+    if quick:
+        swap_dropout(model)
+    block = model.h[0]
     weights = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
     kept, alive = {}, []
 
@@ -52,11 +56,14 @@ def kept_by_autograd(config, n_rows, dtype, masked):
     x = 1 * torch.randn(n_rows, 61, config.n_embd, requires_grad=True)
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     mask = torch.ones(n_rows, 1, 61, 61, dtype=torch.bool).tril() if masked else None
+    if mask is not None:
+        weights.add(mask.untyped_storage().data_ptr())  # one for all blocks
     with hooks, Precision(CPU, dtype).autocast():
         block(x, mask, None)
     return sum(kept.values())
 
 
+@pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("n_rows", [1, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -74,10 +81,19 @@ def kept_by_autograd(config, n_rows, dtype, masked):
     ],
     ids=str,
 )
-def test_a_block_keeps_exactly_the_bytes_that_autograd_keeps(changes, dtype, n_rows, masked):
+def test_a_block_keeps_exactly_the_bytes_that_autograd_keeps(changes, dtype, n_rows, masked, quick):
     config = replace(SMALL, **changes)
-    batch = MicroBatch(config, n_rows, 61, dtype, CPU, masked)
-    assert sum(batch.kept) == kept_by_autograd(config, n_rows, dtype, masked)
+    batch = MicroBatch(config, n_rows, 61, dtype, CPU, masked, quick)
+    assert sum(batch.kept) == kept_by_autograd(config, n_rows, dtype, masked, quick)
+
+
+def test_masks_of_a_byte_for_each_score_that_is_made_are_less_than_torch_keeps():
+    config = GPT2Config()
+    quick = MicroBatch(config, 4, 1024, torch.float32, CPU, quick_dropout=True)
+    made = 1024**2 * (1 + 1 / 8) / 2  # of 8 x 8 parts those on and below the diagonal
+    assert sum(quick.masks) == 4 * 12 * made
+    plain = MicroBatch(config, 4, 1024, torch.float32, CPU)
+    assert sum(plain.kept) - sum(quick.kept) > 4 * 12 * 1024**2 * 11
 
 
 def peak_of_tensors(step, path):
@@ -100,6 +116,7 @@ def peak_of_tensors(step, path):
 
 # torch 2.10 says of every profile that its events are cleared
 @pytest.mark.filterwarnings("ignore:.*Profiler clears events")
+@pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("n_parts", [1, 3])
 @pytest.mark.parametrize(
     ("changes", "dtype", "recomputed", "rank", "shape"),
@@ -124,13 +141,15 @@ def peak_of_tensors(step, path):
     ids=str,
 )
 def test_a_step_takes_the_tensors_that_were_forecast(
-    tmp_path, changes, dtype, recomputed, rank, shape, n_parts
+    tmp_path, changes, dtype, recomputed, rank, shape, n_parts, quick
 ):
     config, (n_rows, row) = replace(SMALL, **changes), shape
     model = GPT2(config).train()
     if rank:
         add_lora(model, rank=rank, alpha=1.0)
     precision = Precision(CPU, dtype)
+    if quick:
+        swap_dropout(model)
     prepare_blocks(model, precision, shape, compiled=False, recomputed=recomputed)
     optimizer = make_optimizer(model, learning_rate=1e-4, weight_decay=0.1)
     idx = torch.randint(config.vocab_size, (n_rows * n_parts, row))
@@ -156,6 +175,7 @@ def test_a_step_takes_the_tensors_that_were_forecast(
         activation_checkpointing=recomputed,
         n_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         accumulated=n_parts > 1,
+        quick_dropout=quick,
     )
     assert need.weights == 4 * sum(p.numel() for p in model.parameters())
     averages = [

@@ -26,8 +26,9 @@ from ...evaluation.proof import Item, NotHereError, Result, first_failure, notic
 from ...evaluation.scorer import Scorer
 from ...loss import summed_loss
 from ...system.files import ASSETS
-from ...system.precision import Precision
+from ...system.precision import Precision, own_randomness
 from ...training.blocks import prepare_blocks
+from ...training.dropout import attention_in_parts, plain_attention
 from ...training.optimizer import lr_at, make_optimizer
 from ...training.step import train_step
 from . import walk
@@ -44,6 +45,7 @@ def items(place: Place) -> list[Item]:
     """The trajectory, and one for each row, under the row's name."""
     checks: dict[str, Callable[[], Result]] = {
         "loss in chunks": lambda: loss_in_chunks(place),
+        "16-bit dropout": lambda: dropout(place),
         "micro-batches": lambda: row("micro-batches", place, micro_batch_size=1),
         "recomputed blocks": lambda: recomputed(place),
         "bfloat16 autocast": lambda: row("bfloat16 autocast", place, dtype=torch.bfloat16),
@@ -191,6 +193,24 @@ def loss_in_chunks(place: Place) -> Result:
         found.append([loss.detach()[None], *gradients])
     tolerance = WAYS["loss in chunks"].tolerance
     names = ("the loss", "the gradient of x", "the gradient of the head")
+    return first_failure(
+        within(difference(a, b), tolerance, name) for a, b, name in zip(*found, names)
+    )
+
+
+def dropout(place: Place) -> Result:
+    """Attention and its gradients in parts and at once, with the same masks."""
+    model = walk.plain(place.model("tied"))
+    attn, (idx, seed) = model.h[0].attn, (walk.token_ids(walk.SHAPE["vocab_size"], 3, 20), 5)
+    qkv = attn.c_attn(model.wte(idx)).unflatten(-1, (3, attn.n_head, -1)).detach()
+    given, found = [x.requires_grad_() for x in qkv.permute(2, 0, 3, 1, 4).clone()], []
+    for attention in (attention_in_parts, plain_attention):
+        with own_randomness(CPU):
+            torch.manual_seed(seed)
+            y = attention(*given, None, attn.scale, 0.1)
+        found.append([y.detach(), *torch.autograd.grad(y.sin().sum(), given)])
+    tolerance = WAYS["16-bit dropout"].tolerance
+    names = ("what it gives", *(f"the gradient of {name}" for name in "qkv"))
     return first_failure(
         within(difference(a, b), tolerance, name) for a, b, name in zip(*found, names)
     )
