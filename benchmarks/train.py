@@ -7,8 +7,9 @@ steps as train.py takes them, nanogpt as nanoGPT does (see train_peers.py), and 
 transformers' Trainer (pip install transformers accelerate).
 
 Prints a Markdown table. tok/s counts tokens over the time of a turn. "of peak" is the time that the
-matrix products of a step would take by the best routine for each of their shapes, measured by
-themselves before, over the time of the step. Ratios are those of tok/s in the same round, above 1
+matrix products of a step take alone, by the best routine for each of their shapes, over the time of
+the step: another process takes its turn with them in each round, as a processor is not always as
+fast. Ratios are those of tok/s in the same round, above 1
 if the variant is faster: the median of the rounds and its 95 % interval, by order statistics; fewer
 than 6 rounds have the least and the most. "peak" is the most resident memory of the process, Python
 included (on CUDA: of torch's tensors). "loss" is that of the last step, and "off by" the largest
@@ -32,7 +33,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import Queue
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from train_peers import Task, Told, hf_trainer, nanogpt
@@ -152,9 +152,11 @@ def ours(task: Task, told: Told, *, compiled: bool = False) -> None:
 
     from minigpt2.evaluation.scorer import Scorer
     from minigpt2.model import GPT2
+    from minigpt2.system.memory import memory_kept
     from minigpt2.system.precision import Precision
     from minigpt2.training.blocks import prepare_blocks
-    from minigpt2.training.build import ENOUGH_TOKENS
+    from minigpt2.training.build import enough_rows
+    from minigpt2.training.dropout import swap_dropout
     from minigpt2.training.optimizer import make_optimizer
     from minigpt2.training.step import train_step
 
@@ -164,25 +166,49 @@ def ours(task: Task, told: Told, *, compiled: bool = False) -> None:
     precision = Precision(torch.device(task.device), getattr(torch, task.dtype))
     at_once = task.n_rows
     if task.device == "cpu":
-        at_once = max(1, min(at_once, ENOUGH_TOKENS // task.n_tokens))
+        at_once = min(at_once, enough_rows(model.config, task.n_tokens))
+        if not compiled:
+            swap_dropout(model)
     shape = at_once, task.n_tokens
     prepare_blocks(model, precision, shape, compiled=compiled, recomputed=False)
     optimizer = make_optimizer(
         model, learning_rate=task.learning_rate, weight_decay=task.weight_decay
     )
     scorer = Scorer(model)
-    for number, batch in enumerate(task.batches()):
-        stats = train_step(
-            scorer,
-            batch,
-            optimizer,
-            precision,
-            micro_batch_size=at_once,
-            learning_rate=task.learning_rate,
-            grad_clip=task.grad_clip,
-            seed=number,
-        )
-        told(stats.loss)
+    with memory_kept():
+        for number, batch in enumerate(task.batches()):
+            stats = train_step(
+                scorer,
+                batch,
+                optimizer,
+                precision,
+                micro_batch_size=at_once,
+                learning_rate=task.learning_rate,
+                grad_clip=task.grad_clip,
+                seed=number,
+            )
+            told(stats.loss)
+
+
+def products_alone(task: Task, told: Told) -> None:
+    """The matrix products of a step and nothing else, each by the fastest routine."""
+    import torch
+
+    from minigpt2.model import config_of
+
+    config, dtype = config_of(Path(task.folder)), getattr(torch, task.dtype)
+    chosen = []
+    for (m, k, n), count in products(config, task.n_rows * task.n_tokens).items():
+        a = torch.randn(m, k, device=task.device, dtype=dtype)
+        b = torch.randn(k, n, device=task.device, dtype=dtype)
+        jobs = routines(a, b)
+        chosen += count * [min(jobs, key=partial(least_seconds, device=task.device))]
+    while True:
+        for job in chosen:
+            job()
+        if task.device == "cuda":
+            torch.cuda.synchronize()
+        told(0.0)
 
 
 VARIANTS: dict[str, Callable[[Task, Told], None]] = {
@@ -191,6 +217,7 @@ VARIANTS: dict[str, Callable[[Task, Told], None]] = {
     "minigpt2": ours,
     "minigpt2-compiled": partial(ours, compiled=True),
 }
+PRODUCTS = "products"
 
 
 @dataclass(frozen=True)
@@ -223,18 +250,17 @@ def main(options: TrainBenchOptions) -> int:
     """Measure, print the table and perhaps write it; 1 when a variant failed."""
     # for the processes, and before torch reads it here
     os.environ |= {"OMP_NUM_THREADS": str(options.threads), "TQDM_DISABLE": "1"}
-    about, outcomes, least = header(options), [], {}
+    about, outcomes = header(options), []
     for name in options.cases:
         with tempfile.TemporaryDirectory() as work:
-            config = write_model(CASES[name], work)
-            least[name] = seconds_of_products(config, CASES[name], options)
+            write_model(CASES[name], work)
             for rate in options.dropout:
                 outcomes += compared(measure(options, name, rate, work), options.dtype)
     if options.json:
-        found = {"about": about, "products": least, "outcomes": [*map(asdict, outcomes)]}
+        found = {"about": about, "outcomes": [*map(asdict, outcomes)]}
         text = json.dumps(found, indent=1, allow_nan=False)
     else:
-        text = "\n".join([*about, "", *table(outcomes, least)])
+        text = "\n".join([*about, "", *table(outcomes)])
     print(text)
     if options.out:
         Path(options.out).write_text(text + "\n", encoding="utf-8")
@@ -258,7 +284,7 @@ def header(options: TrainBenchOptions) -> list[str]:
     ]
 
 
-def config_of(case: Case) -> GPT2Config:
+def shape_of(case: Case) -> GPT2Config:
     """The shape of a case's model."""
     from minigpt2.model import PRESETS
 
@@ -267,15 +293,14 @@ def config_of(case: Case) -> GPT2Config:
     return PRESETS[case.preset]
 
 
-def write_model(case: Case, folder: str) -> GPT2Config:
+def write_model(case: Case, folder: str) -> None:
     """Write the weights that all begin with."""
     import torch
 
     from minigpt2.model import GPT2
 
-    config = config_of(case)
-    GPT2(config, generator=torch.Generator().manual_seed(2)).save_pretrained(folder)
-    return config
+    model = GPT2(shape_of(case), generator=torch.Generator().manual_seed(2))
+    model.save_pretrained(folder)
 
 
 def products(config: GPT2Config, n_tokens: int) -> dict[tuple[int, int, int], int]:
@@ -290,21 +315,6 @@ def products(config: GPT2Config, n_tokens: int) -> dict[tuple[int, int, int], in
         for shape in ((n_tokens, k, n), (n_tokens, n, k), (n, n_tokens, k)):
             found[shape] = found.get(shape, 0) + count
     return found
-
-
-def seconds_of_products(config: GPT2Config, case: Case, options: TrainBenchOptions) -> float:
-    """The least time that the products of a step take, each by the best of some routines."""
-    import torch
-
-    torch.set_num_threads(options.threads)
-    dtype = getattr(torch, options.dtype)
-    total = 0.0
-    for (m, k, n), count in products(config, case.n_rows * case.n_tokens).items():
-        a = torch.randn(m, k, device=options.device, dtype=dtype)
-        b = torch.randn(k, n, device=options.device, dtype=dtype)
-        jobs = routines(a, b)
-        total += count * min(least_seconds(job, options.device) for job in jobs)
-    return total
 
 
 def routines(a: Tensor, b: Tensor) -> list[Callable[[], object]]:
@@ -334,7 +344,7 @@ def measure(options: TrainBenchOptions, case: str, rate: float, folder: str) -> 
     task = Task(folder, shape.n_rows, shape.n_tokens, rate, options.device, options.dtype)
     steps = options.steps or shape.steps
     with contextlib.ExitStack() as stack:
-        workers = [TrainWorker(name) for name in options.variants]
+        workers = [TrainWorker(name) for name in (PRODUCTS, *options.variants)]
         turns: dict[str, list[Turn]] = {worker.name: [] for worker in workers}
         for worker in workers:
             stack.callback(worker.end)
@@ -351,13 +361,13 @@ def measure(options: TrainBenchOptions, case: str, rate: float, folder: str) -> 
 
 def compared(outcomes: list[Outcome], dtype: str) -> list[Outcome]:
     """The outcomes with how far their losses are off, and no speed if they learn something else."""
-    whole = [outcome for outcome in outcomes if not outcome.problem]
+    whole = [o for o in outcomes if not o.problem and o.variant != PRODUCTS]
     if not whole:
         return outcomes
     reference = next((o for o in whole if o.variant == REFERENCE), whole[0]).losses
     judged = []
     for outcome in outcomes:
-        if outcome.problem:
+        if outcome not in whole:
             judged.append(outcome)
             continue
         off = max(abs(a - b) / b for a, b in zip(outcome.losses, reference, strict=True))
@@ -369,11 +379,13 @@ def compared(outcomes: list[Outcome], dtype: str) -> list[Outcome]:
     return judged
 
 
-def table(outcomes: list[Outcome], least: dict[str, float]) -> list[str]:
-    """A Markdown table with a row for each outcome; `least` are the seconds of its products."""
+def table(outcomes: list[Outcome]) -> list[str]:
+    """A Markdown table with a row for each variant."""
     n_columns = HEADER.count("|") - 1
     lines = [HEADER, "| --- | ---: | --- |" + " ---: |" * (n_columns - 3)]
     for outcome in outcomes:
+        if outcome.variant == PRODUCTS and not outcome.problem:
+            continue
         if outcome.problem:
             cells = [outcome.problem.replace("|", r"\|"), *[""] * (n_columns - 4)]
         else:
@@ -382,14 +394,14 @@ def table(outcomes: list[Outcome], least: dict[str, float]) -> list[str]:
                 for other in outcomes
                 if (other.case, other.dropout) == (outcome.case, outcome.dropout)
             }
-            cells = figures(outcome, peers, least[outcome.case])
+            cells = figures(outcome, peers)
         lines.append(
             f"| {' | '.join([outcome.case, f'{outcome.dropout:g}', outcome.variant, *cells])} |"
         )
     return lines
 
 
-def figures(outcome: Outcome, peers: dict[str, Outcome], least: float) -> list[str]:
+def figures(outcome: Outcome, peers: dict[str, Outcome]) -> list[str]:
     """A row from its fourth column."""
     case = CASES[outcome.case]
     steps = [turn.seconds / len(turn.losses) for turn in outcome.turns]
@@ -397,7 +409,7 @@ def figures(outcome: Outcome, peers: dict[str, Outcome], least: float) -> list[s
     return [
         spread([case.n_rows * case.n_tokens / step for step in steps], 0),
         spread(steps, 3),
-        f"{least / median(steps):.0%}",
+        ratio(outcome, peers.get(PRODUCTS)),
         *(ratio(outcome, peers.get(name)) for name in (REFERENCE, "hf-trainer")),
         f"{max(peaks) / 1e6:.0f}" if peaks else "",
         f"{outcome.losses[-1]:.4f}",
@@ -443,38 +455,52 @@ def explained(problem: Exception) -> str:
 
 
 class Steps:
-    """Training that goes on only while it is asked for steps: it runs in a thread of its own, as
-    transformers' Trainer comes back from its loop only at the end.
+    """Training that goes on only while another thread asks for steps, as transformers' Trainer
+    comes back from its loop only at the end.
     """
 
-    def __init__(self, train: Callable[[Told], None]) -> None:
-        self._wanted: Queue[None] = Queue()
+    def __init__(self) -> None:
+        self._wanted: Queue[bool] = Queue()
         self._made: Queue[float | Exception] = Queue()
-        self._train = train
-        threading.Thread(target=self._run, daemon=True).start()
 
     def take(self, n_steps: int) -> list[float]:
         """The losses of the next steps."""
         losses = []
         for _ in range(n_steps):
-            self._wanted.put(None)
+            self._wanted.put(True)
             loss = self._made.get()
             if isinstance(loss, Exception):
                 raise loss
             losses.append(loss)
         return losses
 
-    def _run(self) -> None:
+    def end(self) -> None:
+        """Nothing more will be asked for."""
+        self._wanted.put(False)
+
+    def run(self, train: Callable[[Told], None]) -> None:
+        """Train, until the end. In a process's main thread, as users do: glibc gives others less
+        memory to keep.
+        """
         try:
-            self._wanted.get()
-            self._train(self._told)
-            raise VariantError("its training has ended")
+            if self._wanted.get():
+                train(self._told)
+                raise VariantError("its training has ended")
+        except _Ended:
+            return
         except Exception as problem:
             self._made.put(problem)
+            while self._wanted.get():
+                self._made.put(problem)
 
     def _told(self, loss: float) -> None:
         self._made.put(loss)
-        self._wanted.get()
+        if not self._wanted.get():
+            raise _Ended
+
+
+class _Ended(BaseException):
+    """Leaves a loop that nobody asks for steps anymore."""
 
 
 def serve(name: str, described: str) -> None:
@@ -483,14 +509,19 @@ def serve(name: str, described: str) -> None:
     """
     values: dict[str, Any] = json.loads(described)
     task = Task(**{**values, "betas": tuple(values["betas"])})
-    steps = Steps(partial(VARIANTS[name], task))
+    steps = Steps()
 
     def answer(n_steps: int) -> tuple[float, list[float], int | None]:
         began = time.perf_counter()
         losses = steps.take(n_steps)
         return time.perf_counter() - began, losses, peak_memory(task.device)
 
-    answer_all(answer, explained)
+    def answers() -> None:
+        answer_all(answer, explained)
+        steps.end()
+
+    threading.Thread(target=answers, daemon=True).start()
+    steps.run(partial((VARIANTS | {PRODUCTS: products_alone})[name], task))
 
 
 if __name__ == "__main__":
