@@ -94,11 +94,11 @@ def plain_attention(
     q, k, v (B, H, T, D), mask (B, 1, T, T) -> (B, H, T, D).
     """
     probs = attention_probs(q, k, mask, scale)  # (B, H, T, T)
-    factors = torch.zeros_like(probs)
+    masks = torch.zeros_like(probs)
     for rows, queries in parts(*q.shape[:3]):
-        place = factors[rows, :, queries, : queries.stop]
-        place.copy_(kept(place.flatten(0, 1).shape, p).view(place.shape) / kept_share(p))
-    return probs * factors @ v
+        place = masks[rows, :, queries, : queries.stop]
+        place.copy_(kept(place.flatten(0, 1).shape, p).view(place.shape))
+    return probs * masks / kept_share(p) @ v
 
 
 def attention_in_parts(

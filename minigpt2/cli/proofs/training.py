@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from ...evaluation.held_out_loss import mean_loss
 from ...evaluation.proof import Item, NotHereError, Result, first_failure, notices, within
 from ...evaluation.scorer import Scorer
 from ...loss import summed_loss
+from ...model import Block
 from ...system.files import ASSETS
 from ...system.precision import Precision, own_randomness
 from ...training.blocks import prepare_blocks
@@ -201,14 +202,15 @@ def loss_in_chunks(place: Place) -> Result:
 def dropout(place: Place) -> Result:
     """Attention and its gradients in parts and at once, with the same masks."""
     model = walk.plain(place.model("tied"))
-    attn, (idx, seed) = model.h[0].attn, (walk.token_ids(walk.SHAPE["vocab_size"], 3, 20), 5)
+    idx, attn = walk.token_ids(walk.SHAPE["vocab_size"], 3, 20), cast(Block, model.h[0]).attn
     qkv = attn.c_attn(model.wte(idx)).unflatten(-1, (3, attn.n_head, -1)).detach()
-    given, found = [x.requires_grad_() for x in qkv.permute(2, 0, 3, 1, 4).clone()], []
+    q, k, v = (x.requires_grad_() for x in qkv.permute(2, 0, 3, 1, 4).clone())
+    found = []
     for attention in (attention_in_parts, plain_attention):
         with own_randomness(CPU):
-            torch.manual_seed(seed)
-            y = attention(*given, None, attn.scale, 0.1)
-        found.append([y.detach(), *torch.autograd.grad(y.sin().sum(), given)])
+            torch.manual_seed(5)
+            y = attention(q, k, v, None, attn.scale, 0.1)
+        found.append([y.detach(), *torch.autograd.grad(y.sin().sum(), (q, k, v))])
     tolerance = WAYS["16-bit dropout"].tolerance
     names = ("what it gives", *(f"the gradient of {name}" for name in "qkv"))
     return first_failure(
