@@ -22,11 +22,12 @@ except ImportError:  # Windows has no such module
 # between tensors and the code of the kernels; on the CPU other programs, and the system does not
 # refuse memory to a process that has grown too large but ends it.
 SHARE = {"cpu": 0.8, "cuda": 0.9, "mps": 0.7}
-# glibc's malloc.h: after how much free memory at the end of the heap that is given back, and how
-# many pieces may be mapped by themselves, which are given back whole; and what both are by default
-TRIM_THRESHOLD, MMAP_MAX = -1, -4
+# glibc's malloc.h: after how much free memory at the end of the heap that is given back, from which
+# size on pieces are mapped by themselves, which are given back whole, and how many of these may be
+TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 KEPT = {MMAP_MAX: 0, TRIM_THRESHOLD: -1}
-GIVEN_BACK = {MMAP_MAX: 65_536, TRIM_THRESHOLD: 128 * 2**10}
+# as many by default, and the sizes to which glibc raises its own once large tensors were freed
+GIVEN_BACK = {MMAP_MAX: 65_536, MMAP_THRESHOLD: 32 * 2**20, TRIM_THRESHOLD: 64 * 2**20}
 SHARE_OF_ALL = 0.5  # where the system says what it has, and not what is left of it
 ASSUMED = 8 * 2**30  # where it says neither
 
