@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn as nn
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt2.evaluation.scorer import Scorer
@@ -30,6 +30,7 @@ IDX, TARGETS = torch.randint(300, (2, 3, 17), generator=torch.Generator().manual
 # masks
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1, exclude_min=True, exclude_max=True))
 def test_a_rate_is_met_within_a_65536th_and_never_rounds_to_nothing_or_all(p):
     share = kept_share(p)
@@ -112,6 +113,7 @@ def test_attention_in_parts_is_plain_attention_with_its_masks(shape, at_once, ma
         torch.testing.assert_close(ours, plain, rtol=1e-11, atol=1e-11)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 600))
 def test_parts_have_every_score_once_that_a_query_may_see(n_rows, n_head, n_tokens):
     seen = torch.zeros(n_rows, n_tokens, n_tokens, dtype=torch.int64)
