@@ -44,7 +44,7 @@ def test_an_earlier_run_goes_on_to_the_losses_it_would_have_had(
         assert found == pytest.approx(same, abs=CLOSE)
     # masks that it did not have would be other losses, too
     assert RunFolder(Path(kind)).checkpoints()[0].name == "step-000012"
-    assert RunFolder(Path(kind)).newest().settings.dropout_masks is None
+    assert RunFolder(Path(kind)).newest().settings.way is None
     assert GPT2.from_pretrained(kind).config.block_size == 23
     # the earlier version did not count bytes, and judged the same text
     assert [line.step for line in lines if line.bits_per_byte is not None] == [8, 12]

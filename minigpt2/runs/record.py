@@ -183,7 +183,7 @@ class Settings(JsonObject):
     patience: int | None = None  # evaluations; 0 is without end
     seed: int | None = None
     dropout: float | None = None
-    dropout_masks: str | None = None  # how they are drawn; None is torch's way
+    way: str | None = None  # in which steps are computed, a row of WAYS; None is torch's own
     dtype: str | None = None
 
     def changes(self, before: Settings) -> dict[str, tuple[object, object]]:

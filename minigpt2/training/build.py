@@ -447,7 +447,7 @@ def has_quick_dropout(origin: Origin, device: torch.device) -> bool:
     """
     if device.type != "cpu" or origin.options.compile:
         return False
-    return origin.start is None or origin.start.settings.dropout_masks == QUICK_DROPOUT
+    return origin.start is None or origin.start.settings.way == QUICK_DROPOUT
 
 
 def odd_settings(

@@ -322,7 +322,7 @@ def settings_of(job: Job) -> Settings:
     return Settings(
         **asdict(job.plan),
         dropout=job.model.config.resid_pdrop,
-        dropout_masks=masks_of(job.model),
+        way=masks_of(job.model),
         dtype=str(job.precision.dtype).removeprefix("torch."),
     )
 

@@ -151,7 +151,7 @@ INFO = {
         "patience": 0,
         "seed": 1337,
         "dropout": 0.1,
-        "dropout_masks": "16-bit dropout",
+        "way": "16-bit dropout",
         "dtype": "float32",
     },
     "memory": {"weights": 38472, "total": 340465957},
@@ -180,7 +180,7 @@ def test_what_an_earlier_version_did_not_write_is_none(path):
     stored = json.loads(path.read_text())
     info = RunInfo.from_json(stored)
     assert info.model.source_kind is None and info.options is None
-    assert info.settings.to_json() == stored["settings"] | {"dropout_masks": None}
+    assert info.settings.to_json() == stored["settings"] | {"way": None}
     assert RunInfo.from_json(info.to_json()) == info
     lines = path.with_name("metrics.jsonl").read_text().splitlines()
     assert [json.dumps(Metrics.from_json(json.loads(line)).to_json()) for line in lines] == lines

@@ -150,14 +150,14 @@ def checkpointed(tmp_path, options):
 def test_a_run_on_the_cpu_records_how_its_masks_are_drawn_and_a_resumed_one_draws_them_so(
     tmp_path, options
 ):
-    assert checkpointed(tmp_path, options).dropout_masks == "16-bit dropout"
+    assert checkpointed(tmp_path, options).way == "16-bit dropout"
     resumed = replace(options, resume=True)
     with claimed(tmp_path, resume=True) as run:
         job = build(resumed, run, CPU, ALONE).job
-        assert settings_of(job).dropout_masks == "16-bit dropout"
+        assert settings_of(job).way == "16-bit dropout"
         path = run.newest().path / "state.json"
         state = json.loads(path.read_text())
-        del state["settings"]["dropout_masks"]  # as earlier versions wrote it
+        del state["settings"]["way"]  # as earlier versions wrote it
         start = Checkpoint.from_json(path.parent, state)
     origin = Origin(resumed, start, None)
     assert not has_quick_dropout(origin, CPU)
