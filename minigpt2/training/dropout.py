@@ -132,7 +132,7 @@ class _Attention(torch.autograd.Function):
         for rows, queries in parts(*q.shape[:3]):
             probs = _probs(q, k, mask, scale, rows, queries)
             masks.append(kept(probs.shape, p))
-            part = torch.bmm(probs.mul_(masks[-1]), _heads(v, rows, slice(queries.stop)))
+            part = probs.mul_(masks[-1]) @ _heads(v, rows, slice(queries.stop))
             y[rows, :, queries] = part.div_(kept_share(p)).unflatten(0, (-1, q.shape[1]))
         ctx.save_for_backward(q, k, v, mask, y, *masks)
         ctx.options = scale, p
@@ -146,10 +146,10 @@ class _Attention(torch.autograd.Function):
         """grad_y (B, H, T, D) -> those of q, k and v."""
         (q, k, v, mask, y, *masks), (scale, p) = ctx.saved_tensors, ctx.options
         (grad_y,), shape = grad_outputs, (-1, q.shape[1])
-        grad_q, grad_k, grad_v = (torch.empty(q.shape, dtype=q.dtype) for _ in range(3))
+        grad_q, grad_k, grad_v = (torch.zeros(q.shape, dtype=q.dtype) for _ in range(3))
         # of every query, the sum of its probabilities times their gradients (Dao et al., eq. 4)
         sums = (grad_y * y).sum(-1, keepdim=True)
-        for (rows, queries), mask_of in reversed([*zip(parts(*q.shape[:3]), masks)]):
+        for (rows, queries), mask_of in zip(parts(*q.shape[:3]), masks):
             seen = slice(queries.stop)
             probs, factors = _probs(q, k, mask, scale, rows, queries), mask_of.to(q.dtype)
             grad = _heads(grad_y, rows, queries) / kept_share(p)
@@ -159,12 +159,8 @@ class _Attention(torch.autograd.Function):
             torch.addcmul(minus, scores, factors, out=scores).mul_(probs)
             found_k = scores.transpose(1, 2) @ _heads(q, rows, queries)
             grad_q[rows, :, queries] = (scores @ _heads(k, rows, seen)).unflatten(0, shape)
-            for whole, found in ((grad_k, found_k), (grad_v, found_v)):
-                part = found.unflatten(0, shape)
-                if queries.stop == q.shape[2]:  # the last queries come first, and see all keys
-                    whole[rows] = part
-                else:
-                    whole[rows, :, seen] += part
+            grad_k[rows, :, seen] += found_k.unflatten(0, shape)
+            grad_v[rows, :, seen] += found_v.unflatten(0, shape)
         return grad_q, grad_k, grad_v, None, None, None
 
 

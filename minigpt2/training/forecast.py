@@ -174,8 +174,9 @@ class MicroBatch:
         config, dropout = self.config, self.config.attn_pdrop > 0
         on_cpu, exact = self.device.type == "cpu", self.dtype == torch.float32
         upcast = config.reorder_and_upcast_attn and not exact  # what it gives is kept, too
+        qkv = 4 * [self.stream] if upcast else [3 * narrow]
         if self.masks:
-            return [*(4 * [self.stream] if upcast else [3 * self.stream]), *self.masks]
+            return [*qkv, *self.masks]
         # torch's fused attention has no dropout on the CPU, and is not for training on MPS
         if self.device.type == "mps" or (on_cpu and dropout):
             # with one row, v is a view of all that c_attn gives
@@ -183,10 +184,9 @@ class MicroBatch:
             mask = self.scores if on_cpu else self.scores // FLOAT
             return [self.stream, self.stream, v, self.scores, *dropout * [mask, self.scores]]
         sums = FLOAT * self.n_tokens * config.n_head  # of the exponentials of each row of scores
-        parts = 4 * [self.stream] if upcast else [3 * narrow]
         # the mask, which torch turns into numbers in every layer anew
         mask = (FLOAT if upcast else self.dtype.itemsize) * self.n_rows * self.row**2
-        return [*parts, sums, *self.masked * [mask]]
+        return [*qkv, sums, *self.masked * [mask]]
 
     @property
     def kept_outside_blocks(self) -> int:
@@ -200,11 +200,12 @@ class MicroBatch:
     def made_by_backward(self) -> int:
         """What the backward pass of a block makes and lets go of, beyond what it has freed."""
         freed = 2 * self.wide  # the MLP's, when attention's turn comes
-        attention = self.scores if self.scores in self.kept else 0
+        attention = 0
         if self.masks:  # probabilities, masks as numbers, gradients of scores; and copies
             attention = 3 * FLOAT * max(self.masks) + 6 * self.stream
-        attention = max(0, attention - freed)
-        return 3 * self.stream + max(self.wide, attention)
+        elif self.scores in self.kept:
+            attention = self.scores
+        return 3 * self.stream + max(self.wide, attention - freed)
 
     def loss(self, head: int) -> int:
         """Logits, and the gradients of what they were made from; `head` is the size of the output
