@@ -16,7 +16,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -26,10 +26,10 @@ from minigpt2.model import GPT2, PRESETS
 from minigpt2.system.memory import memory_budget, memory_kept, peak_memory
 from minigpt2.system.precision import DTYPES, Precision, pick_device
 from minigpt2.training.blocks import prepare_blocks
-from minigpt2.training.dropout import swap_dropout
 from minigpt2.training.forecast import FIXED, GB, MemoryForecast, forecast_memory
 from minigpt2.training.optimizer import make_optimizer
 from minigpt2.training.step import train_step
+from minigpt2.training.ways import choose_way, go
 
 N_STEPS = 4  # the heap has grown to its size after three
 MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}
@@ -47,6 +47,7 @@ class Case:
     recomputed: bool = False
     dropout: float | None = None
     lora_rank: int = 0
+    compiled: bool = False  # on the CPU, in C
 
     def __str__(self) -> str:
         parts = [f"{self.preset} {self.n_parts} x {self.rows} x {self.block_size}"]
@@ -54,6 +55,7 @@ class Case:
         parts += ["recomputed"] * self.recomputed
         parts += [] if self.dropout is None else [f"dropout {self.dropout:g}"]
         parts += [f"LoRA {self.lora_rank}"] * (self.lora_rank > 0)
+        parts += ["compiled"] * self.compiled
         return ", ".join(parts)
 
 
@@ -85,6 +87,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="four small cases")
     parser.add_argument("--mapped", action="store_true", help="CPU: a heap without holes")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # how this script starts itself
+    parser.add_argument("--compile", action="store_true", help="CPU: train in C")
     options = parser.parse_args()
     device = pick_device(options.device)
     if options.case:
@@ -93,6 +96,7 @@ def main() -> int:
     print("| case | forecast, GB | peak, GB | error |\n| --- | ---: | ---: | ---: |", flush=True)
     broken = 0
     for case in CASES[: N_QUICK if options.quick else None]:
+        case = replace(case, compiled=options.compile and case.dtype == "float32")
         need = forecast(case, device)
         expected = need.total
         if options.mapped:
@@ -120,8 +124,13 @@ def forecast(case: Case, device: torch.device) -> MemoryForecast:
         activation_checkpointing=case.recomputed,
         n_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         accumulated=case.n_parts > 1,
-        quick_dropout=device.type == "cpu",
+        way=way_of(case, device),
     )
+
+
+def way_of(case: Case, device: torch.device) -> str:
+    """The way in which train.py would compute the case."""
+    return choose_way(Precision(device, DTYPES[case.dtype]), compiled=case.compiled)
 
 
 def skeleton(case: Case) -> GPT2:
@@ -162,8 +171,7 @@ def measure(case: Case, device: torch.device) -> int:
     model = prepared(case, GPT2(PRESETS[case.preset])).to(device).train()
     precision = Precision(device, DTYPES[case.dtype])
     shape = case.rows, case.block_size
-    if device.type == "cpu":
-        swap_dropout(model)
+    go(model, way_of(case, device))
     prepare_blocks(model, precision, shape, compiled=False, recomputed=case.recomputed)
     optimizer = make_optimizer(model, learning_rate=1e-4, weight_decay=0.1)
     idx = torch.randint(model.config.vocab_size, (case.n_parts * case.rows, case.block_size))

@@ -156,9 +156,9 @@ def ours(task: Task, told: Told, *, compiled: bool = False) -> None:
     from minigpt2.system.precision import Precision
     from minigpt2.training.blocks import prepare_blocks
     from minigpt2.training.build import enough_rows
-    from minigpt2.training.dropout import swap_dropout
     from minigpt2.training.optimizer import make_optimizer
     from minigpt2.training.step import train_step
+    from minigpt2.training.ways import COMPILED, choose_way, go
 
     model = GPT2.from_pretrained(task.folder)
     model.set_dropout(task.dropout)
@@ -167,10 +167,10 @@ def ours(task: Task, told: Told, *, compiled: bool = False) -> None:
     at_once = task.n_rows
     if task.device == "cpu":
         at_once = min(at_once, enough_rows(model.config, task.n_tokens))
-        if not compiled:
-            swap_dropout(model)
+    way = choose_way(precision, compiled=compiled)
+    go(model, way)
     shape = at_once, task.n_tokens
-    prepare_blocks(model, precision, shape, compiled=compiled, recomputed=False)
+    prepare_blocks(model, precision, shape, compiled=way == COMPILED, recomputed=False)
     optimizer = make_optimizer(
         model, learning_rate=task.learning_rate, weight_decay=task.weight_decay
     )

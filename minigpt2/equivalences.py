@@ -84,6 +84,7 @@ WAYS: dict[str, Way] = {
     # training
     "loss in chunks": Way("train.py", kind="training", tolerance=ROUNDED),
     "micro-batches": Way("train.py --micro-batch-size 1", kind="training", tolerance=1e-4),
+    "training in C": Way("train.py --compile", kind="training", tolerance=1e-4),
     "compiled blocks": Way("train.py --compile", kind="training", tolerance=1e-4),
     "16-bit dropout": Way("train.py --dropout 0.1", kind="training", tolerance=1e-4),
     "recomputed blocks": Way("train.py --activation-checkpointing", kind="training"),

@@ -40,7 +40,8 @@ from minigpt2.model import GPT2, GPT2Config
 from minigpt2.runs.folder import RunFolder
 from minigpt2.sampling import SamplingConfig, row_generator
 from minigpt2.tokenizer import Tokenizer
-from minigpt2.training import dropout
+from minigpt2.training import c_parts, dropout
+from minigpt2.training.ways import SWAPS
 from scripts import ROOT, exit_code, later_wins, run_here, tiny_folder
 from text_files import lamp_lines
 
@@ -244,6 +245,7 @@ FLAGS += ["--eval-every", 2, "--dropout", 0.1]
 NO_DROPOUT = ["--dropout", 0, "--micro-batch-size", 4]  # which would draw other numbers
 TRAINING = {  # what is given besides the way's own flags, and to its plain twin
     "micro-batches": NO_DROPOUT,
+    "training in C": NO_DROPOUT,
     "compiled blocks": NO_DROPOUT,
     "recomputed blocks": [],
     "bfloat16 autocast": NO_DROPOUT,
@@ -330,17 +332,24 @@ def training_case(way):
 
 
 @pytest.mark.parametrize("way", [*map(training_case, TRAINING)], ids=case_id)
-def test_a_short_run_has_the_losses_of_its_plain_twin(runs, way):
+def test_a_short_run_has_the_losses_of_its_plain_twin(runs, way, monkeypatch):
     flags = shlex.split(WAYS[way].reached.partition("train.py")[2])
     processes = 2 if WAYS[way].reached.startswith("torchrun --nproc-per-node=2 ") else 1
     twin = runs.of(TRAINING[way])
-    if way == "resume":
+    if way == "training in C" and not c_parts.c_trains():
+        pytest.skip("needs a C compiler")
+    if way == "compiled blocks":  # which on the CPU are those that C does not do
+        monkeypatch.setattr(c_parts, "c_trains", lambda: False)
+        run = runs.train([*TRAINING[way], *flags], processes, runs.place / "compiled blocks")
+    elif way == "resume":
         run = Trained(shutil.copytree(twin.folder, runs.place / "resumed"), "")
         shutil.rmtree(run.folder / "checkpoints" / f"step-{STEPS:06d}")
         run = runs.train([*flags, *TRAINING[way]], 1, run.folder)
     else:
         run = runs.of([*TRAINING[way], *flags], processes)
     assert "torch.compile failed" not in run.messages
+    if way in SWAPS:
+        assert RunFolder(run.folder).newest().settings.way == way
     assert WAYS[way].agrees(run.losses, twin.losses)
     # AdamW divides each gradient by its size: where that is rounding, a weight goes either way
     assert WAYS[way].tolerance > 0 or torch.equal(run.weights, twin.weights)

@@ -33,6 +33,7 @@ from ..training.build import Built, RunSpec, assemble, parameter_counts, specify
 from ..training.forecast import estimate_seconds, forecast_in_words, measured_speed
 from ..training.loop import Job, settings_of
 from ..training.options import TrainOptions
+from ..training.ways import COMPILED, IN_C, way_of_step
 from .progress import Progress
 from .run_info import write_run_info
 
@@ -140,12 +141,14 @@ def announce(built: Built) -> None:
     """Say how large the model is, and what time and memory the run is going to take."""
     job, plan, world, precision = built.job, built.job.plan, built.job.world, built.job.precision
     n_parameters, n_trained = parameter_counts(job.model)
+    way = way_of_step(job.model)
     logger.info(
-        "%s parameters on %s in %s%s",
+        "%s parameters on %s in %s%s%s",
         f"{n_parameters:,}",
         precision.device,
         str(precision.dtype).removeprefix("torch."),
         f", {n_trained:,} of them trained" if n_trained < n_parameters else "",
+        f", {way}" if way in (IN_C, COMPILED) else "",
     )
     steps_left = plan.max_steps - (built.start.state.step if built.start else 0)
     tokens_left = steps_left * plan.batch_size * plan.block_size
@@ -166,7 +169,8 @@ def tell_changes(start: Checkpoint, settings: Settings) -> None:
     """Say which settings are no longer those of the run, which is then another run from here on."""
     for name, (before, now) in settings.changes(start.settings).items():
         if name != "micro_batch_size":
-            logger.warning("%s was %s, from here on it is %s", flag(name), before, now)
+            what = "the way of its steps" if name == "way" else flag(name)
+            logger.warning("%s was %s, from here on it is %s", what, before, now)
 
 
 class Display:

@@ -18,6 +18,7 @@ from ..model import GPT2
 from ..system.precision import Precision, guard_compiler_cache
 
 logger = logging.getLogger(__name__)
+WAY = "compiled blocks"
 
 
 def prepare_blocks(
@@ -53,7 +54,7 @@ def prepare_blocks(
 def _install(model: GPT2, *, compiled: bool, recomputed: bool) -> None:
     for name in _forwards(model):
         if compiled:
-            swap(model, name, torch.compile, "compiled blocks")
+            swap(model, name, torch.compile, WAY)
         if recomputed:
             swap(model, name, _recomputed, "recomputed blocks")
 

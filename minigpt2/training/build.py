@@ -38,12 +38,11 @@ from ..system.precision import Precision, pick_dtype
 from ..system.processes import World, replicate, shard
 from ..tokenizer import Tokenizer
 from .blocks import prepare_blocks
-from .dropout import WAY as QUICK_DROPOUT
-from .dropout import swap_dropout
-from .forecast import MemoryForecast, fitting_micro_batch, forecast_memory
+from .forecast import MemoryForecast, count_operations, fitting_micro_batch, forecast_memory
 from .loop import Job
 from .options import TrainOptions
 from .plan import Plan, make_plan, recipe_for, remarks
+from .ways import COMPILED, PLAIN, choose_way, go
 
 BLOCK = 2**20  # tokens that are looked at together
 # tokens at once on the CPU: more take memory and gain no speed, but for narrow models, where what
@@ -74,6 +73,7 @@ class RunSpec:
     tokenizer: Tokenizer
     corpus: Corpus
     plan: Plan
+    way: str  # of its steps, as in ways.py
     facts: Facts  # what a resumed run must have in common with this one
     remarks: tuple[str, ...]  # on settings that change nothing, or that are odd
 
@@ -120,7 +120,9 @@ def specify(options: TrainOptions, run: RunFolder, device: torch.device, world: 
     if options.training.patience and corpus.val is None:
         names = ("patience", "val_data", "val_fraction")
         raise OptionError("patience needs held-out text: give val_data or val_fraction", *names)
-    plan = decide(origin, model, corpus, precision, world)
+    plan = plan_of(origin, model, corpus, world)
+    way = way_of(origin, model, plan, precision, world)
+    plan = with_micro_batch(plan, origin, model, precision, way, world)
     facts = replace(
         facts, data=corpus.identity, batch_size=plan.batch_size, block_size=plan.block_size
     )
@@ -134,6 +136,7 @@ def specify(options: TrainOptions, run: RunFolder, device: torch.device, world: 
         tokenizer=tokenizer,
         corpus=corpus,
         plan=plan,
+        way=way,
         facts=facts,
         remarks=(*odd_settings(options, model.config, corpus, plan, world),),
     )
@@ -143,7 +146,7 @@ def assemble(spec: RunSpec) -> Built:
     """Load the weights and put them where they are trained. Raises what `build` does."""
     options, plan, world = spec.origin.options, spec.plan, spec.world
     model = first_model(spec.origin, spec.tokenizer)
-    need = memory_need(spec.origin, model, spec.precision, world)(
+    need = memory_need(spec.origin, model, spec.precision, spec.way, world)(
         micro_batch_size=plan.micro_batch_size,
         block_size=plan.block_size,
         accumulated=plan.micro_batch_size * world.size < plan.batch_size or world.size > 1,
@@ -408,27 +411,51 @@ def require_rows(corpus: Corpus, tokenizer: Tokenizer, n_rows: int) -> None:
                 )
 
 
-def decide(origin: Origin, model: GPT2, corpus: Corpus, precision: Precision, world: World) -> Plan:
-    """The plan of the run, with a micro-batch that fits into memory, the same for all processes.
-
-    A resumed run keeps the micro-batch it had: another one would round and drop out differently.
-    """
+def plan_of(origin: Origin, model: GPT2, corpus: Corpus, world: World) -> Plan:
+    """The plan of the run, before it is asked what fits into memory."""
     options = origin.options
-    plan = make_plan(
+    return make_plan(
         options.training,
         model.config,
         recipe_for(options.preset, lora=bool(options.lora_rank)),
         n_tokens=len(corpus.train.tokens),
         n_processes=world.size,
     )
-    rows = plan.micro_batch_size
+
+
+def way_of(origin: Origin, model: GPT2, plan: Plan, precision: Precision, world: World) -> str:
+    """The way that the run computes its steps in, the same for all processes; a resumed one goes on
+    as it did.
+    """
+    options, start = origin.options, origin.start
+    n_parameters, n_trained = parameter_counts(model)
+    n_tokens = plan.max_steps * plan.batch_size * plan.block_size
+    choose = partial(
+        choose_way,
+        precision,
+        operations=count_operations(n_parameters, n_tokens, n_trained=n_trained) / world.size,
+        sharded=options.fsdp,
+        recorded=(start.settings.way or PLAIN) if start else None,
+    )
+    found = {*world.gather(choose(compiled=options.compile))}
+    return found.pop() if len(found) == 1 else choose(compiled=False)
+
+
+def with_micro_batch(
+    plan: Plan, origin: Origin, model: GPT2, precision: Precision, way: str, world: World
+) -> Plan:
+    """The plan with a micro-batch that fits into memory, the same for all processes.
+
+    A resumed run keeps the micro-batch it had: another one would round and drop out differently.
+    """
+    options, rows = origin.options, plan.micro_batch_size
     if options.training.micro_batch_size is None and origin.start:
         rows = min(rows, origin.start.state.micro_batch_size)
     elif options.training.micro_batch_size is None:
         if precision.device.type == "cpu":
             rows = min(rows, enough_rows(model.config, plan.block_size))
         rows = fitting_micro_batch(
-            memory_need(origin, model, precision, world),
+            memory_need(origin, model, precision, way, world),
             rows=rows,
             block_size=plan.block_size,
             budget=memory_budget(precision.device, world.size),
@@ -439,15 +466,6 @@ def decide(origin: Origin, model: GPT2, corpus: Corpus, precision: Precision, wo
 def enough_rows(config: GPT2Config, block_size: int) -> int:
     """How many sequences at once are enough on the CPU for its full speed."""
     return max(1, max(ENOUGH_TOKENS, ENOUGH_NUMBERS // config.n_embd) // block_size)
-
-
-def has_quick_dropout(origin: Origin, device: torch.device) -> bool:
-    """Whether the run draws its masks as dropout.py does. A resumed run goes on as it did, and what
-    compiles blocks draws its own.
-    """
-    if device.type != "cpu" or origin.options.compile:
-        return False
-    return origin.start is None or origin.start.settings.way == QUICK_DROPOUT
 
 
 def odd_settings(
@@ -472,7 +490,7 @@ def odd_settings(
 
 
 def memory_need(
-    origin: Origin, model: GPT2, precision: Precision, world: World
+    origin: Origin, model: GPT2, precision: Precision, way: str, world: World
 ) -> Callable[..., MemoryForecast]:
     """From micro_batch_size and block_size to the memory that one process of this run needs."""
     options = origin.options
@@ -485,7 +503,7 @@ def memory_need(
         n_trained=parameter_counts(model)[1],
         n_shards=world.size if options.fsdp else 1,
         masked=options.document_mask,
-        quick_dropout=has_quick_dropout(origin, precision.device),
+        way=way,
     )
 
 
@@ -509,13 +527,12 @@ def place(spec: RunSpec, model: GPT2) -> nn.Module:
         shard(model, blocks, precision.device, methods=("hidden", "head"))
     else:
         model.to(precision.device)
-    if has_quick_dropout(spec.origin, precision.device):
-        swap_dropout(model)
+    go(model, spec.way)
     prepare_blocks(
         model,
         precision,
         (plan.micro_batch_size, plan.block_size),
-        compiled=options.compile,
+        compiled=spec.way == COMPILED,
         recomputed=options.activation_checkpointing,
         masked=options.document_mask,
     )

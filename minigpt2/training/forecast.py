@@ -13,10 +13,11 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from ..formats.activations import KEPT
+from ..formats.activations import ACTIVATIONS, KEPT
 from ..loss import MOST_LOGITS
 from ..model import GPT2Config
 from .dropout import parts
+from .ways import IN_C, SWAPS
 
 logger = logging.getLogger(__name__)
 GB = 10**9
@@ -61,7 +62,7 @@ def forecast_memory(
     n_shards: int = 1,
     accumulated: bool = True,
     masked: bool = False,
-    quick_dropout: bool = False,
+    way: str = "",
 ) -> MemoryForecast:
     """What `step.train_step` takes of one device at its peak, in bytes.
 
@@ -70,14 +71,15 @@ def forecast_memory(
     (LoRA), `n_shards` the processes that share weights, gradients and optimizer (FSDP).
     `accumulated` says that gradients lie there from the start: a batch has several micro-batches,
     or DDP keeps their place. Without it less is needed. `masked`: documents are kept apart.
-    `quick_dropout`: masks are those of dropout.py.
+    `way`: that of ways.py in which the step is computed.
 
     What autograd keeps was counted, and the whole measured, on the CPU. CUDA's fused attention, MPS
     and FSDP follow torch's sources and were not measured. Compiled blocks take less.
     """
-    batch = MicroBatch(config, micro_batch_size, block_size, dtype, device, masked, quick_dropout)
     n_all, in_block = config.n_parameters, config.block_parameters
     adapters = n_trained if n_trained is not None and n_trained < n_all else 0
+    shape = micro_batch_size, block_size
+    batch = MicroBatch(config, *shape, dtype, device, masked, way, adapters > 0)
     trained = FLOAT * (adapters or n_all)
     weights = FLOAT * (n_all + adapters) // n_shards
     if n_shards > 1:  # whole for a while: two blocks with their gradients, and what is in no block
@@ -114,7 +116,8 @@ class MicroBatch:
     dtype: torch.dtype  # of matrix products
     device: torch.device
     masked: bool = False  # documents are kept apart
-    quick_dropout: bool = False  # masks are those of dropout.py
+    way: str = ""  # of ways.py
+    adapted: bool = False  # Linears have adapters
 
     @property
     def n_tokens(self) -> int:
@@ -132,21 +135,31 @@ class MicroBatch:
         return FLOAT * self.n_rows * self.config.n_head * self.row**2
 
     @property
-    def masks(self) -> list[int]:
-        """Those of attention where dropout.py drops out: a byte of each score that is made."""
-        config, n_head, n_rows = self.config, self.config.n_head, self.n_rows
+    def scores_of_parts(self) -> list[int]:
+        """How many scores each part of attention has; nothing where it is not done in parts."""
+        config, n_head = self.config, self.config.n_head
         exact = self.dtype == torch.float32 or config.reorder_and_upcast_attn
-        if not (self.quick_dropout and config.attn_pdrop and exact):
+        if self.way not in SWAPS or config.attn_pdrop == 0 or not exact:
             return []
         return [
-            n_head * len(range(n_rows)[rows]) * (queries.stop - queries.start) * queries.stop
-            for rows, queries in parts(n_rows, n_head, self.row)
+            n_head * len(range(self.n_rows)[rows]) * (queries.stop - queries.start) * queries.stop
+            for rows, queries in parts(self.n_rows, n_head, self.row)
         ]
+
+    @property
+    def masks(self) -> list[int]:
+        """Those that attention keeps, of a byte for each score; C finds them again."""
+        return [] if self.in_c and not self.masked else self.scores_of_parts
 
     @property
     def wide(self) -> int:
         """The inside of an MLP, in the dtype of matrix products."""
         return self.dtype.itemsize * self.n_tokens * _inner(self.config)
+
+    @property
+    def in_c(self) -> bool:
+        """Whether no masks are kept, and of the MLP one tensor inside."""
+        return self.way == IN_C
 
     @property
     def kept(self) -> list[int]:
@@ -155,9 +168,12 @@ class MicroBatch:
         narrow = self.dtype.itemsize * n_numbers
         # two layer norms: what they get, its mean and spread, and what the Linear behind gets
         kept = 2 * [self.stream, FLOAT * self.n_tokens, FLOAT * self.n_tokens, narrow]
-        kept += [*self._kept_by_attention(narrow), narrow, self.wide]
-        kept += KEPT.get(config.activation_function, 1) * [self.wide]
-        if config.resid_pdrop:
+        kept += [*self._kept_by_attention(narrow), narrow]
+        in_c = self.in_c and not self.adapted
+        if not in_c or ACTIVATIONS[config.activation_function] is not ACTIVATIONS["gelu_new"]:
+            kept += KEPT.get(config.activation_function, 1) * [self.wide]
+        kept.append(self.wide)
+        if config.resid_pdrop and not self.in_c:
             kept += 2 * [narrow if self.device.type == "cpu" else n_numbers]
         return kept + self.rounded
 
@@ -175,15 +191,15 @@ class MicroBatch:
         on_cpu, exact = self.device.type == "cpu", self.dtype == torch.float32
         upcast = config.reorder_and_upcast_attn and not exact  # what it gives is kept, too
         qkv = 4 * [self.stream] if upcast else [3 * narrow]
-        if self.masks:
-            return [*qkv, *self.masks]
+        sums = FLOAT * self.n_tokens * config.n_head  # of the exponentials of each row of scores
+        if self.scores_of_parts:
+            return [*qkv, *(self.masks or [sums])]
         # torch's fused attention has no dropout on the CPU, and is not for training on MPS
         if self.device.type == "mps" or (on_cpu and dropout):
             # with one row, v is a view of all that c_attn gives
             v = self.stream * (3 if self.n_rows == 1 and exact else 1)
             mask = self.scores if on_cpu else self.scores // FLOAT
             return [self.stream, self.stream, v, self.scores, *dropout * [mask, self.scores]]
-        sums = FLOAT * self.n_tokens * config.n_head  # of the exponentials of each row of scores
         # the mask, which torch turns into numbers in every layer anew
         mask = (FLOAT if upcast else self.dtype.itemsize) * self.n_rows * self.row**2
         return [*qkv, sums, *self.masked * [mask]]
@@ -192,17 +208,18 @@ class MicroBatch:
     def kept_outside_blocks(self) -> int:
         """What is kept before the first block and after the last."""
         mask = self.stream if self.device.type == "cpu" else self.stream // FLOAT
+        dropped = self.config.embd_pdrop > 0 and not self.in_c
         apart = self.masked * self.n_rows * self.row**2
         tokens = 4 * FLOAT * self.n_tokens
-        return self.stream + (mask if self.config.embd_pdrop else 0) + apart + tokens
+        return self.stream + dropped * mask + apart + tokens
 
     @property
     def made_by_backward(self) -> int:
         """What the backward pass of a block makes and lets go of, beyond what it has freed."""
         freed = 2 * self.wide  # the MLP's, when attention's turn comes
         attention = 0
-        if self.masks:  # probabilities, masks as numbers, gradients of scores; and copies
-            attention = 3 * FLOAT * max(self.masks) + 6 * self.stream
+        if scores := self.scores_of_parts:  # probabilities, masks as numbers, gradients; and copies
+            attention = 3 * FLOAT * max(scores) + 6 * self.stream
         elif self.scores in self.kept:
             attention = self.scores
         return 3 * self.stream + max(self.wide, attention - freed)
@@ -305,11 +322,17 @@ def estimate_seconds(
     n_parameters: int, n_tokens: int, speed: float, *, n_trained: int | None = None
 ) -> float:
     """How long it takes to train on so many tokens, evaluations not counted, with `speed` from
-    `measured_speed`: 6 operations for each parameter and token (Kaplan et al. 2020, section 2.1), 2
-    of them for the gradient of those that are trained.
+    `measured_speed`.
+    """
+    return count_operations(n_parameters, n_tokens, n_trained=n_trained) / speed
+
+
+def count_operations(n_parameters: int, n_tokens: int, *, n_trained: int | None = None) -> int:
+    """How many operations training on so many tokens takes: 6 for each parameter and token (Kaplan
+    et al. 2020, section 2.1), 2 of them for the gradient of those that are trained.
     """
     trained = n_parameters if n_trained is None else n_trained
-    return (4 * n_parameters + 2 * trained) * n_tokens / speed
+    return (4 * n_parameters + 2 * trained) * n_tokens
 
 
 def measured_speed(device: torch.device, dtype: torch.dtype) -> float:

@@ -37,11 +37,11 @@ from ..system.processes import ALONE, World, is_sharded, reshard, unwrapped, who
 from ..system.signals import Stopped, StopRequest, stop_on_signals
 from ..tokenizer import Tokenizer
 from .batches import Batch, Batches, validation_batches
-from .dropout import masks_of
 from .not_finite import find_nonfinite, finding_as_json, finding_in_words
 from .optimizer import load_optimizer_tensors, lr_at, make_optimizer, optimizer_tensors
 from .plan import Plan
 from .step import NotFiniteError, mixed, n_scored, train_step
+from .ways import way_of_step
 
 logger = logging.getLogger(__name__)
 MOST_SKIPS = 20  # float16 overflows in a row: its scale has then fallen from 65,536 to 1/16
@@ -322,7 +322,7 @@ def settings_of(job: Job) -> Settings:
     return Settings(
         **asdict(job.plan),
         dropout=job.model.config.resid_pdrop,
-        way=masks_of(job.model),
+        way=way_of_step(job.model) or None,
         dtype=str(job.precision.dtype).removeprefix("torch."),
     )
 

@@ -145,8 +145,10 @@ class TrainOptions:
     """Precision of the computation; weights stay float32. auto: bfloat16 or float16 on CUDA, else
     float32.
     """
-    compile: bool = False
-    """Compile the model with torch.compile; falls back to plain PyTorch where that fails."""
+    compile: bool | None = None
+    """Compile parts of the model: in float32 on the CPU a C file, otherwise with torch.compile;
+    falls back to plain PyTorch where that fails. Default: the C file, where there is a C compiler
+    and the run is longer than half a minute or so."""
     activation_checkpointing: bool = False
     """Compute each block twice instead of remembering what is inside: a third slower, much less
     memory, the same numbers."""

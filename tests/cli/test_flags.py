@@ -61,7 +61,7 @@ def test_every_flag_given_twice_is_refused_by_name_with_both_values(
         if positional and name in ("source", "dest", "paths"):
             continue
         rest = [] if flag in enough else enough
-        if kind is bool:
+        if kind in (bool, bool | None):
             with pytest.raises(InputError, match=rf"^{flag} is given twice: give it once"):
                 parse(options_class, [*rest, flag, flag], positional=positional)
             with pytest.raises(InputError, match=rf"^{flag} and --no-{flag[2:]} are both given"):

@@ -24,6 +24,7 @@ import minigpt2.formats.hugging_face as hugging_face
 import minigpt2.model as model_module
 import minigpt2.sampling as sampling
 import minigpt2.training.blocks as blocks
+import minigpt2.training.c_parts as c_parts
 import minigpt2.training.dropout as dropout
 import minigpt2.training.loop as loop
 import minigpt2.training.optimizer as optimizer
@@ -481,6 +482,11 @@ def dropped_probabilities_of_other_scores(patch):
     patch.setattr(dropout, "_probs", other)
 
 
+@breaks("training in C")
+def an_mlp_in_c_of_other_numbers(patch):
+    patch.setattr(c_parts, "_mlp_of", lambda mlp, plain: lambda x: 1.1 * plain(x))
+
+
 @breaks("recomputed blocks")
 def recomputed_blocks_with_other_dropout(patch):
     patch.setattr(
@@ -499,7 +505,12 @@ def loss_scaled_in_bfloat16_only(patch):
     patch.setattr("minigpt2.training.step.accumulate", other)
 
 
-MAY_LACK = ("packed float32", "packed int8", *IN_C)  # of a processor, or a compiler
+MAY_LACK = (
+    "packed float32",
+    "packed int8",
+    "training in C",
+    *IN_C,
+)  # of a processor, or a compiler
 
 
 def test_there_are_many_breakages_and_those_that_matter():

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from minigpt2.decoding import c_library
-from minigpt2.decoding.c_library import library
+from minigpt2.decoding.c_library import library, training_library
 from minigpt2.decoding.c_products import CLinear
 from minigpt2.decoding.cpu_layout import pack
 from minigpt2.decoding.int8 import quantize
@@ -28,14 +28,17 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIGPT2_CACHE", str(tmp_path / "cache"))
     # built often here: sooner, and slower code
     monkeypatch.setattr(c_library, "FLAGS", ["-O0", *c_library.FLAGS[1:]])
-    library.cache_clear()
+    for functions in (library, training_library):
+        functions.cache_clear()
     yield
-    library.cache_clear()
+    for functions in (library, training_library):
+        functions.cache_clear()
 
 
 def test_no_compiler_of_the_last_years_is_too_old_for_it():
     # GCC 9 of 2019 knows these; Ubuntu 22.04 has 11, to which __builtin_shufflevector is unknown
-    named = set(re.findall(r"__builtin_\w+", c_library.SOURCE.read_text()))
+    files = (c_library.SOURCE, c_library.TRAINING, c_library.SHARED)
+    named = set(re.findall(r"__builtin_\w+", "".join(path.read_text() for path in files)))
     assert named == {"__builtin_prefetch", "__builtin_convertvector"}
 
 
@@ -44,7 +47,7 @@ def test_it_is_built_by_every_compiler_that_is_there(compiler, monkeypatch):
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
     monkeypatch.setenv("CC", compiler)
-    assert library() is not None
+    assert library() is not None and training_library() is not None
 
 
 def test_building_it_draws_no_random_numbers():
@@ -60,6 +63,19 @@ def test_it_is_built_once_and_kept(tmp_path, monkeypatch):
     library.cache_clear()
     assert library() is not None
     assert list((tmp_path / "cache" / "kernels").iterdir()) == [path]
+
+
+def test_what_both_files_include_makes_another_library(tmp_path, monkeypatch):
+    library()
+    training_library()
+    other = tmp_path / "vectors.h"
+    other.write_text(c_library.SHARED.read_text() + "/* another */\n")
+    monkeypatch.setattr(c_library, "SHARED", other)
+    for functions in (library, training_library):
+        functions.cache_clear()
+        assert functions() is not None
+    names = sorted(path.name[:6] for path in (tmp_path / "cache" / "kernels").iterdir())
+    assert names == ["decode", "decode", "train-", "train-"]
 
 
 def test_another_processor_gets_a_library_of_its_own(tmp_path, monkeypatch):

@@ -1,13 +1,16 @@
 """A model small enough to be trained in a test, and what is compared of it."""
 
+import pytest
 import torch
 import torch.nn as nn
 
 from minigpt2.model import GPT2, GPT2Config
 from minigpt2.system.precision import Precision
+from minigpt2.training.c_parts import c_trains
 
 CPU = torch.device("cpu")
 FLOAT32 = Precision(CPU, torch.float32)
+needs_c = pytest.mark.skipif(not c_trains(), reason="needs a C compiler")
 
 
 def tiny_model(*, dropout=0.1, seed=5):

@@ -13,12 +13,13 @@ from minigpt2.runs.folder import Checkpoint, RunFolder
 from minigpt2.system.processes import World
 from minigpt2.tokenizer import Tokenizer
 from minigpt2.training import build as build_module
-from minigpt2.training.build import Origin, build, enough_rows, has_quick_dropout, specify
+from minigpt2.training.build import Origin, build, enough_rows, specify, way_of
 from minigpt2.training.loop import fit, settings_of
 from minigpt2.training.options import TrainConfig, TrainOptions
+from minigpt2.training.ways import IN_C, PLAIN, QUICK_DROPOUT
 from scripts import tiny_folder
 from text_files import lamp_lines
-from tiny_training import CPU
+from tiny_training import CPU, FLOAT32, needs_c
 
 ALONE = World()
 SHORT = TrainConfig(max_steps=3, batch_size=7, eval_every=2, save_every=2)
@@ -160,11 +161,26 @@ def test_a_run_on_the_cpu_records_how_its_masks_are_drawn_and_a_resumed_one_draw
         del state["settings"]["way"]  # as earlier versions wrote it
         start = Checkpoint.from_json(path.parent, state)
     origin = Origin(resumed, start, None)
-    assert not has_quick_dropout(origin, CPU)
-    assert not has_quick_dropout(replace(origin, start=None), torch.device("cuda"))
-    compiled = replace(origin, start=None, options=replace(options, compile=True))
-    assert not has_quick_dropout(compiled, CPU)
-    assert has_quick_dropout(replace(origin, start=None), CPU)
+    assert way_of(origin, job.model, job.plan, FLOAT32, ALONE) == PLAIN
+
+
+@needs_c
+def test_a_long_run_is_computed_in_c_and_a_resumed_one_goes_on_so_however_long_it_is(
+    tmp_path, options
+):
+    longer = replace(options, training=replace(SHORT, max_steps=10**9))
+    with claimed(tmp_path / "longer") as run:
+        assert specify(longer, run, CPU, ALONE).way == IN_C
+        never = specify(replace(longer, compile=False), run, CPU, ALONE)
+        assert never.way == QUICK_DROPOUT
+    for asked, way in ((None, QUICK_DROPOUT), (True, IN_C)):
+        folder = tmp_path / way
+        assert checkpointed(folder, replace(options, compile=asked)).way == way
+        again = replace(longer, resume=True)
+        with claimed(folder, resume=True) as run:
+            assert specify(again, run, CPU, ALONE).way == way
+            other = specify(replace(again, compile=not asked), run, CPU, ALONE)
+            assert {other.way, way} == {IN_C, QUICK_DROPOUT}
 
 
 def test_a_resumed_run_keeps_its_micro_batch(tmp_path, options, asked):

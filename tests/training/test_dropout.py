@@ -17,11 +17,11 @@ from minigpt2.training.dropout import (
     attention_in_parts,
     kept,
     kept_share,
-    masks_of,
     parts,
     plain_attention,
     swap_dropout,
 )
+from minigpt2.training.ways import PLAIN, way_of_step
 from tiny_training import FLOAT32, tiny_model
 
 IDX, TARGETS = torch.randint(300, (2, 3, 17), generator=torch.Generator().manual_seed(1))
@@ -142,7 +142,7 @@ def test_a_model_drops_out_wherever_it_did():
     model = quick()
     kinds = [type(m) for m in model.modules() if isinstance(m, nn.Dropout)]
     assert kinds == 5 * [Dropout]
-    assert masks_of(model) == "16-bit dropout" and masks_of(tiny_model()) is None
+    assert way_of_step(model) == "16-bit dropout" and way_of_step(tiny_model()) == PLAIN
     assert not torch.equal(gradients(model), gradients(tiny_model().train()))
     model.set_dropout(0.0)  # reaches all of it
     model.zero_grad()

@@ -18,7 +18,6 @@ from minigpt2.lora import add_lora
 from minigpt2.model import GPT2, PRESETS, GPT2Config
 from minigpt2.system.precision import Precision
 from minigpt2.training.blocks import prepare_blocks
-from minigpt2.training.dropout import swap_dropout
 from minigpt2.training.forecast import (
     MemoryForecast,
     MicroBatch,
@@ -30,18 +29,38 @@ from minigpt2.training.forecast import (
 )
 from minigpt2.training.optimizer import make_optimizer
 from minigpt2.training.step import train_step
+from minigpt2.training.ways import IN_C, PLAIN, QUICK_DROPOUT, go
+from tiny_training import needs_c
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 # pairwise different sizes, so that no two kinds of tensor are taken for one another
 SMALL = GPT2Config(vocab_size=1511, block_size=67, n_embd=42, n_layer=3, n_head=3)
+WAYS_IN = {
+    torch.float32: [PLAIN, QUICK_DROPOUT, IN_C],
+    torch.bfloat16: [PLAIN, QUICK_DROPOUT],
+}
+
+
+def in_every_way(names, cases):
+    """Parametrise by cases, of which one name is dtype, and by the ways that each can be computed
+    in.
+    """
+    at = names.index("dtype")
+    params = [
+        pytest.param(*case, way, marks=[needs_c] * (way == IN_C))
+        for case in cases
+        for way in WAYS_IN[case[at]]
+    ]
+    return pytest.mark.parametrize((*names, "way"), params, ids=str)
+
+
 NO_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 
 
-def kept_by_autograd(config, n_rows, dtype, masked, quick):
+def kept_by_autograd(config, n_rows, dtype, masked, way):
     """Bytes that autograd keeps of one block, but its weights."""
     model = GPT2(replace(config, n_layer=1)).train()
-    if quick:
-        swap_dropout(model)
+    go(model, way)
     block = model.h[0]
     weights = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
     kept, alive = {}, []
@@ -63,10 +82,9 @@ def kept_by_autograd(config, n_rows, dtype, masked, quick):
     return sum(kept.values())
 
 
-@pytest.mark.parametrize("quick", [False, True])
+@in_every_way(("dtype",), [(torch.float32,), (torch.bfloat16,)])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("n_rows", [1, 5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -81,15 +99,15 @@ def kept_by_autograd(config, n_rows, dtype, masked, quick):
     ],
     ids=str,
 )
-def test_a_block_keeps_exactly_the_bytes_that_autograd_keeps(changes, dtype, n_rows, masked, quick):
+def test_a_block_keeps_exactly_the_bytes_that_autograd_keeps(changes, dtype, n_rows, masked, way):
     config = replace(SMALL, **changes)
-    batch = MicroBatch(config, n_rows, 61, dtype, CPU, masked, quick)
-    assert sum(batch.kept) == kept_by_autograd(config, n_rows, dtype, masked, quick)
+    batch = MicroBatch(config, n_rows, 61, dtype, CPU, masked, way)
+    assert sum(batch.kept) == kept_by_autograd(config, n_rows, dtype, masked, way)
 
 
 def test_masks_of_a_byte_for_each_score_that_is_made_are_less_than_torch_keeps():
     config = GPT2Config()
-    quick = MicroBatch(config, 4, 1024, torch.float32, CPU, quick_dropout=True)
+    quick = MicroBatch(config, 4, 1024, torch.float32, CPU, way=QUICK_DROPOUT)
     made = 1024**2 * (1 + 1 / 8) / 2  # of 8 x 8 parts those on and below the diagonal
     assert sum(quick.masks) == 4 * 12 * made
     plain = MicroBatch(config, 4, 1024, torch.float32, CPU)
@@ -116,9 +134,8 @@ def peak_of_tensors(step, path):
 
 # torch 2.10 says of every profile that its events are cleared
 @pytest.mark.filterwarnings("ignore:.*Profiler clears events")
-@pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize("n_parts", [1, 3])
-@pytest.mark.parametrize(
+@in_every_way(
     ("changes", "dtype", "recomputed", "rank", "shape"),
     [
         ({}, torch.float32, False, 0, (4, 61)),
@@ -138,18 +155,16 @@ def peak_of_tensors(step, path):
         ({"n_layer": 11}, torch.float32, False, 0, (4, 61)),
         ({"n_layer": 11}, torch.float32, True, 0, (4, 61)),
     ],
-    ids=str,
 )
 def test_a_step_takes_the_tensors_that_were_forecast(
-    tmp_path, changes, dtype, recomputed, rank, shape, n_parts, quick
+    tmp_path, changes, dtype, recomputed, rank, shape, n_parts, way
 ):
     config, (n_rows, row) = replace(SMALL, **changes), shape
     model = GPT2(config).train()
     if rank:
         add_lora(model, rank=rank, alpha=1.0)
     precision = Precision(CPU, dtype)
-    if quick:
-        swap_dropout(model)
+    go(model, way)
     prepare_blocks(model, precision, shape, compiled=False, recomputed=recomputed)
     optimizer = make_optimizer(model, learning_rate=1e-4, weight_decay=0.1)
     idx = torch.randint(config.vocab_size, (n_rows * n_parts, row))
@@ -175,7 +190,7 @@ def test_a_step_takes_the_tensors_that_were_forecast(
         activation_checkpointing=recomputed,
         n_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         accumulated=n_parts > 1,
-        quick_dropout=quick,
+        way=way,
     )
     assert need.weights == 4 * sum(p.numel() for p in model.parameters())
     averages = [

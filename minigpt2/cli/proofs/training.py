@@ -29,9 +29,11 @@ from ...model import Block
 from ...system.files import ASSETS
 from ...system.precision import Precision, own_randomness
 from ...training.blocks import prepare_blocks
+from ...training.c_parts import c_trains
 from ...training.dropout import attention_in_parts, plain_attention
 from ...training.optimizer import lr_at, make_optimizer
 from ...training.step import train_step
+from ...training.ways import IN_C, go
 from . import walk
 from .place import Place
 
@@ -49,6 +51,7 @@ def items(place: Place) -> list[Item]:
         "16-bit dropout": lambda: dropout(place),
         "micro-batches": lambda: row("micro-batches", place, micro_batch_size=1),
         "recomputed blocks": lambda: recomputed(place),
+        "training in C": lambda: in_c(place),
         "bfloat16 autocast": lambda: row("bfloat16 autocast", place, dtype=torch.bfloat16),
         "float16 autocast": lambda: float16(place),
         "compiled blocks": lambda: compiled(place),
@@ -107,12 +110,14 @@ def short_run(
     dropout: float = 0.0,
     compiled: bool = False,
     recomputed: bool = False,
+    way: str = "",
 ) -> Trained:
     """A few steps from the tied model, and what they made of another text."""
     model = walk.plain(place.model("tied")).to(device).train()
     model.set_dropout(dropout)
     precision, scorer = Precision(device, dtype), Scorer(model)
     shape = (micro_batch_size, TOKENS)
+    go(model, way)
     prepare_blocks(model, precision, shape, compiled=compiled, recomputed=recomputed)
     optimizer = make_optimizer(model, learning_rate=0.01, weight_decay=0.1)
     idx = walk.token_ids(walk.SHAPE["vocab_size"], (STEPS + 1) * ROWS, TOKENS + 1)
@@ -157,6 +162,17 @@ def recomputed(place: Place) -> Result:
             within(difference(runs[0].weights, runs[1].weights), 0.0, "the weights"),
         )
     )
+
+
+def in_c(place: Place) -> Result:
+    """GELU, dropout and attention in C."""
+    with notices("minigpt2") as heard:
+        if not c_trains():
+            if any("something else" in line for line in heard):
+                return Result("FAIL", heard[0])
+            raise NotHereError(heard[0] if heard else "there are no C functions")
+    found = short_run(place, way=IN_C)
+    return within(difference(found.losses, short_run(place).losses), WAYS[IN_C].tolerance)
 
 
 def float16(place: Place) -> Result:
