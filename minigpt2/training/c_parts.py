@@ -1,9 +1,9 @@
-"""Parts of a training step in C (assets/train.c): GELU, dropout, and attention with dropout.
+"""Parts of a training step in C (assets/train.c): GELU, dropout and attention.
 
 Between two products a step does little with much: each of torch's operations goes once through
 numbers that do not fit the cache. Here one function does all that is to be done between two
-products. Masks are not kept: whether a number is dropped follows from a seed and its place, and is
-found out again in the backward pass.
+products, and for attention the small products as well, head by head. Masks are not kept: whether a
+number is dropped follows from a seed and its place, and is found out again in the backward pass.
 
 Where there is no C compiler, or where it computes something else, everything stays as it was. Knows
 blocks, nothing of runs.
@@ -29,7 +29,7 @@ from ..decoding.c_library import training_library
 from ..equivalences import WAYS, difference, swap
 from ..formats.activations import ACTIVATIONS
 from ..model import GPT2, MLP
-from .dropout import attention_in_parts, heads, parts
+from .dropout import attention_in_parts
 
 logger = logging.getLogger(__name__)
 WAY = "training in C"
@@ -48,12 +48,23 @@ class _Dropout(ctypes.Structure):
     ]
 
 
-class _Part(ctypes.Structure):
-    """Some queries of some heads, as train.c has them."""
+class _Heads(ctypes.Structure):
+    """A (B, H, T, D), as train.c has it."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("n_rows", "n_keys", "queries", "first")),
+        ("x", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("row", "head", "token")),
+    ]
+
+
+class _AttentionShape(ctypes.Structure):
+    """How attention is computed, as train.c has it."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("n_rows", "n_heads", "n_tokens", "size")),
+        ("n_threads", ctypes.c_int64),
         ("scale", ctypes.c_float),
+        ("scratch", ctypes.c_void_p),
     ]
 
 
@@ -87,8 +98,9 @@ def c_trains() -> bool:
     same = _alike(_MLP.apply(*given), plain, given)
     # at a rate at which nothing is dropped
     q, k, v = (torch.randn(3, 2, 7, 5, generator=generator).requires_grad_() for _ in range(3))
-    plain = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5)
-    same = same and _alike(_Attention.apply(q, k, v, 0.5, RARELY, 0), plain, [q, k, v])
+    for rate in (0.0, RARELY):
+        plain = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5)
+        same = same and _alike(_Attention.apply(q, k, v, 0.5, rate, 0), plain, [q, k, v])
     if not same:
         logger.warning("%s computes something else on this machine: going on without it", WAY)
     return same
@@ -98,6 +110,13 @@ def _alike(ours: Tensor, plain: Tensor, given: list[Tensor]) -> bool:
     """Whether two results and their gradients are the same."""
     found = ([y, *torch.autograd.grad(y.square().sum(), given)] for y in (ours, plain))
     return all(difference(a, b) <= WAYS[WAY].tolerance for a, b in zip(*found))
+
+
+def room_to_attend(n_tokens: int, size: int) -> int:
+    """Numbers that a thread needs to compute attention over so many tokens of a head of a size."""
+    count = _functions().room_to_attend
+    count.restype = ctypes.c_int64
+    return count(ctypes.c_int64(n_tokens), ctypes.c_int64(size))
 
 
 def _functions() -> ctypes.CDLL:
@@ -112,7 +131,7 @@ def _address(x: Tensor) -> ctypes.c_void_p:
 
 
 def _how(seed: int, p: float) -> Any:
-    dropped = min(max(1, round(p * LEVELS)), LEVELS - 1)
+    dropped = min(max(1, round(p * LEVELS)), LEVELS - 1) if p else 0
     return ctypes.byref(_Dropout(seed, dropped, 1 / (1 - dropped / LEVELS)))
 
 
@@ -211,15 +230,15 @@ class _MLP(torch.autograd.Function):
 
 
 def _attention_of(attn: Any, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`softmax_attention` of a module: `plain` where nothing is dropped, or in other numbers."""
+    """`softmax_attention` of a module: `plain` where nothing is learned, or in other numbers."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         p = attn.attn_pdrop if attn.training else 0.0
-        if p == 0 or q.dtype != torch.float32:
+        if q.dtype != torch.float32 or not torch.is_grad_enabled() or (mask is not None and p == 0):
             return plain(q, k, v, mask)
         if mask is not None:  # documents are kept apart
             return attention_in_parts(q, k, v, mask, attn.scale, p)
-        return _Attention.apply(q, k, v, attn.scale, p, drawn_seed())
+        return _Attention.apply(q, k, v, attn.scale, p, drawn_seed() if p else 0)
 
     return attention
 
@@ -232,20 +251,13 @@ class _Attention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, p: float, seed: int
     ) -> Tensor:
         """q, k, v (B, H, T, D) -> (B, H, T, D)."""
-        y = torch.empty_like(q.transpose(1, 2)).transpose(1, 2)  # as c_proj takes it
-        logs = []
-        for number, (rows, queries) in enumerate(parts(*q.shape[:3])):
-            seen = slice(queries.stop)
-            scores = torch.bmm(heads(q, rows, queries), heads(k, rows, seen).transpose(1, 2))
-            logs.append(scores.new_empty(scores.shape[:2]))
-            _functions().softmax_dropped(
-                _address(scores), _address(logs[-1]), _part(scores, queries, scale),
-                _how(seed + (number << 32), p),
-            )  # fmt: skip
-            part = torch.bmm(scores, heads(v, rows, seen))
-            y[rows, :, queries] = part.unflatten(0, (-1, q.shape[1]))
-        ctx.save_for_backward(q, k, v, y, *logs)
-        ctx.options = scale, p, seed
+        q, k, v = (_with_whole_tokens(x) for x in (q, k, v))
+        y, logs = _like(q), torch.empty(q.shape[:3])
+        _functions().attend(
+            *map(_heads, (q, k, v, y)), _address(logs), *_how_to_attend(q, scale, seed, p)
+        )
+        ctx.save_for_backward(q, k, v, logs)
+        ctx.options = scale, seed, p
         return y
 
     @staticmethod
@@ -254,27 +266,37 @@ class _Attention(torch.autograd.Function):
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, ...]:
         """grad_y (B, H, T, D) -> those of q, k and v."""
-        (q, k, v, y, *logs), (scale, p, seed) = ctx.saved_tensors, ctx.options
-        (grad_y,), shape = grad_outputs, (-1, q.shape[1])
-        grad_q, grad_k, grad_v = (torch.zeros(q.shape) for _ in range(3))
-        # of every query, the sum of its probabilities times their gradients
-        dots = (grad_y * y).sum(-1, keepdim=True)
-        for number, ((rows, queries), log) in enumerate(zip(parts(*q.shape[:3]), logs)):
-            seen = slice(queries.stop)
-            part_q, part_k = heads(q, rows, queries), heads(k, rows, seen)
-            probs = torch.bmm(part_q, part_k.transpose(1, 2))
-            grad, part_dots = (heads(x, rows, queries).contiguous() for x in (grad_y, dots))
-            scores = torch.bmm(grad, heads(v, rows, seen).transpose(1, 2))
-            _functions().softmax_dropped_gradient(
-                _address(probs), _address(scores), _address(log), _address(part_dots),
-                _part(probs, queries, scale), _how(seed + (number << 32), p),
-            )  # fmt: skip
-            grad_q[rows, :, queries] = (scores @ part_k).unflatten(0, shape)
-            grad_k[rows, :, seen] += (scores.transpose(1, 2) @ part_q).unflatten(0, shape)
-            grad_v[rows, :, seen] += (probs.transpose(1, 2) @ grad).unflatten(0, shape)
-        return grad_q, grad_k, grad_v, None, None, None
+        q, k, v, logs = ctx.saved_tensors
+        grads = [_like(q) for _ in range(3)]
+        _functions().attend_gradient(
+            *map(_heads, (q, k, v, _with_whole_tokens(grad_outputs[0]))),
+            _address(logs),
+            *map(_heads, grads),
+            *_how_to_attend(q, *ctx.options),
+        )
+        return *grads, None, None, None
 
 
-def _part(scores: Tensor, queries: slice, scale: float) -> Any:
-    n_heads, n_queries, n_keys = scores.shape
-    return ctypes.byref(_Part(n_heads * n_queries, n_keys, n_queries, queries.start, scale))
+def _with_whole_tokens(x: Tensor) -> Tensor:
+    """x (B, H, T, D), with the numbers of a token side by side."""
+    return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
+
+
+def _like(x: Tensor) -> Tensor:
+    """Room for a (B, H, T, D) that lies in memory as c_attn gives it and c_proj takes it."""
+    n_rows, n_head, n_tokens, size = x.shape
+    return torch.empty(n_rows, n_tokens, n_head, size).transpose(1, 2)
+
+
+def _heads(x: Tensor) -> Any:
+    assert x.dtype == torch.float32 and x.device.type == "cpu"
+    return ctypes.byref(_Heads(x.data_ptr(), *x.stride()[:3]))
+
+
+def _how_to_attend(q: Tensor, scale: float, seed: int, p: float) -> tuple[Any, Any]:
+    n_rows, n_head, n_tokens, size = q.shape
+    n_threads = min(torch.get_num_threads(), n_rows * n_head)
+    scratch = torch.empty(n_threads * room_to_attend(n_tokens, size))
+    shape = _AttentionShape(*q.shape, n_threads, scale, scratch.data_ptr())
+    shape.keeps = scratch  # alive as long as its address is
+    return ctypes.byref(shape), _how(seed, p)

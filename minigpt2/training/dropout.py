@@ -127,7 +127,7 @@ class _Attention(torch.autograd.Function):
         for rows, queries in parts(*q.shape[:3]):
             probs = _probs(q, k, mask, scale, rows, queries)
             masks.append(kept(probs.shape, p))
-            part = probs.mul_(masks[-1]) @ heads(v, rows, slice(queries.stop))
+            part = probs.mul_(masks[-1]) @ _heads(v, rows, slice(queries.stop))
             y[rows, :, queries] = part.div_(kept_share(p)).unflatten(0, (-1, q.shape[1]))
         ctx.save_for_backward(q, k, v, mask, y, *masks)
         ctx.options = scale, p
@@ -147,19 +147,19 @@ class _Attention(torch.autograd.Function):
         for (rows, queries), mask_of in zip(parts(*q.shape[:3]), masks):
             seen = slice(queries.stop)
             probs, factors = _probs(q, k, mask, scale, rows, queries), mask_of.to(q.dtype)
-            grad = heads(grad_y, rows, queries) / kept_share(p)
+            grad = _heads(grad_y, rows, queries) / kept_share(p)
             found_v = (probs * factors).transpose(1, 2) @ grad
-            scores = (grad * scale) @ heads(v, rows, seen).transpose(1, 2)
-            minus = heads(sums, rows, queries) * -scale
+            scores = (grad * scale) @ _heads(v, rows, seen).transpose(1, 2)
+            minus = _heads(sums, rows, queries) * -scale
             torch.addcmul(minus, scores, factors, out=scores).mul_(probs)
-            found_k = scores.transpose(1, 2) @ heads(q, rows, queries)
-            grad_q[rows, :, queries] = (scores @ heads(k, rows, seen)).unflatten(0, shape)
+            found_k = scores.transpose(1, 2) @ _heads(q, rows, queries)
+            grad_q[rows, :, queries] = (scores @ _heads(k, rows, seen)).unflatten(0, shape)
             grad_k[rows, :, seen] += found_k.unflatten(0, shape)
             grad_v[rows, :, seen] += found_v.unflatten(0, shape)
         return grad_q, grad_k, grad_v, None, None, None
 
 
-def heads(x: Tensor, rows: slice, tokens: slice) -> Tensor:
+def _heads(x: Tensor, rows: slice, tokens: slice) -> Tensor:
     """A part of x (B, H, T, D), as products of many matrices take it."""
     return x[rows, :, tokens].flatten(0, 1)
 
@@ -169,7 +169,7 @@ def _probs(
 ) -> Tensor:
     """What the queries of a part look at, before anything is dropped: (rows * H, queries, keys)."""
     seen = slice(queries.stop)
-    scores = (heads(q, rows, queries) * scale) @ heads(k, rows, seen).transpose(1, 2)
+    scores = (_heads(q, rows, queries) * scale) @ _heads(k, rows, seen).transpose(1, 2)
     if mask is None:  # only keys among the queries may be hidden
         corner = scores[:, :, queries]
         corner += torch.full(corner.shape[1:], -math.inf, dtype=scores.dtype).triu_(1)

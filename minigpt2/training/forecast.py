@@ -17,7 +17,7 @@ from ..formats.activations import ACTIVATIONS, KEPT
 from ..loss import MOST_LOGITS
 from ..model import GPT2Config
 from .dropout import parts
-from .ways import IN_C, SWAPS
+from .ways import IN_C, QUICK_DROPOUT
 
 logger = logging.getLogger(__name__)
 GB = 10**9
@@ -135,21 +135,17 @@ class MicroBatch:
         return FLOAT * self.n_rows * self.config.n_head * self.row**2
 
     @property
-    def scores_of_parts(self) -> list[int]:
-        """How many scores each part of attention has; nothing where it is not done in parts."""
+    def masks(self) -> list[int]:
+        """Those of attention where it is done in parts: a byte for each score that is made."""
         config, n_head = self.config, self.config.n_head
         exact = self.dtype == torch.float32 or config.reorder_and_upcast_attn
-        if self.way not in SWAPS or config.attn_pdrop == 0 or not exact:
+        in_parts = self.way == QUICK_DROPOUT or (self.in_c and self.masked)
+        if not in_parts or config.attn_pdrop == 0 or not exact:
             return []
         return [
             n_head * len(range(self.n_rows)[rows]) * (queries.stop - queries.start) * queries.stop
             for rows, queries in parts(self.n_rows, n_head, self.row)
         ]
-
-    @property
-    def masks(self) -> list[int]:
-        """Those that attention keeps, of a byte for each score; C finds them again."""
-        return [] if self.in_c and not self.masked else self.scores_of_parts
 
     @property
     def wide(self) -> int:
@@ -158,7 +154,7 @@ class MicroBatch:
 
     @property
     def in_c(self) -> bool:
-        """Whether no masks are kept, and of the MLP one tensor inside."""
+        """Whether c_parts.py finds masks again, and keeps one tensor inside of the MLP."""
         return self.way == IN_C
 
     @property
@@ -191,15 +187,15 @@ class MicroBatch:
         on_cpu, exact = self.device.type == "cpu", self.dtype == torch.float32
         upcast = config.reorder_and_upcast_attn and not exact  # what it gives is kept, too
         qkv = 4 * [self.stream] if upcast else [3 * narrow]
-        sums = FLOAT * self.n_tokens * config.n_head  # of the exponentials of each row of scores
-        if self.scores_of_parts:
-            return [*qkv, *(self.masks or [sums])]
+        if self.masks:
+            return [*qkv, *self.masks]
         # torch's fused attention has no dropout on the CPU, and is not for training on MPS
-        if self.device.type == "mps" or (on_cpu and dropout):
+        if self.device.type == "mps" or (on_cpu and dropout and not self.in_c):
             # with one row, v is a view of all that c_attn gives
             v = self.stream * (3 if self.n_rows == 1 and exact else 1)
             mask = self.scores if on_cpu else self.scores // FLOAT
             return [self.stream, self.stream, v, self.scores, *dropout * [mask, self.scores]]
+        sums = FLOAT * self.n_tokens * config.n_head  # of the exponentials of each row of scores
         # the mask, which torch turns into numbers in every layer anew
         mask = (FLOAT if upcast else self.dtype.itemsize) * self.n_rows * self.row**2
         return [*qkv, sums, *self.masked * [mask]]
@@ -218,8 +214,8 @@ class MicroBatch:
         """What the backward pass of a block makes and lets go of, beyond what it has freed."""
         freed = 2 * self.wide  # the MLP's, when attention's turn comes
         attention = 0
-        if scores := self.scores_of_parts:  # probabilities, masks as numbers, gradients; and copies
-            attention = 3 * FLOAT * max(scores) + 6 * self.stream
+        if self.masks:  # probabilities, masks as numbers, gradients of scores; and copies
+            attention = 3 * FLOAT * max(self.masks) + 6 * self.stream
         elif self.scores in self.kept:
             attention = self.scores
         return 3 * self.stream + max(self.wide, attention - freed)
