@@ -31,7 +31,9 @@ void gelu_gradient(float *grad, const float *u, float *y, int64_t n) {
     for (int64_t begin = 0; begin < n; begin += AT_ONCE)
         for (int64_t k = begin; k < begin + AT_ONCE && k < n; k += LANES) {
             vec x = some_of(u, k, n), s = sigmoid_of_z(x);
-            vec slope = s + x * s * (1 - s) * SLOPE * (1 + 3 * CUBIC * x * x);
+            /* beyond 20 the slope is 0 or 1 */
+            vec z = either((ints)(x < -20), all(-20), either((ints)(x > 20), all(20), x));
+            vec slope = s + z * s * (1 - s) * SLOPE * (1 + 3 * CUBIC * z * z);
             put_some(y, k, n, x * s);
             put_some(grad, k, n, some_of(grad, k, n) * slope);
         }

@@ -133,7 +133,8 @@ def _run(command: list[str], folder: Path) -> None:
         command, capture_output=True, text=True, errors="replace", timeout=SECONDS, env=environment
     )
     if done.returncode:
-        raise _CompilerError(f"{command[0]} failed: {' '.join(done.stderr.split())[:200]}")
+        said = " ".join(done.stderr.split())[:200] or f"exit code {done.returncode}"
+        raise _CompilerError(f"{command[0]} failed: {said}")
 
 
 def _processor() -> str:

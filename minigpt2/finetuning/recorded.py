@@ -63,6 +63,8 @@ def recorded(folder: Path, given: Collection[str]) -> dict[str, Any]:
         flags = _earlier(info, folder) if info.options is None else info.options
         flags = {**flags, **{flag(name): _known(info.settings, name) for name in DECIDED}}
         flags.pop("--epochs", None)  # it was made --max-steps
+        if info.settings.way:  # what --compile has become, perhaps for want of a compiler
+            flags.pop("--compile", None)
         had = {name[2:].replace("-", "_"): value for name, value in flags.items()}
         for name in had.keys() & {"data", "val_data"}:
             had[name] = tuple(kept.found(path, folder) for path in paths(name, had[name]))

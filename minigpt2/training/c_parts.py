@@ -183,6 +183,7 @@ def _mlp_of(mlp: MLP, plain: Callable[[Tensor], Tensor]) -> Callable[[Tensor], T
 
     def forward(x: Tensor) -> Tensor:
         plainly = not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+        plainly = plainly or x.dtype != torch.float32
         if plainly or _is_watched(mlp.c_fc) or _is_watched(mlp.c_proj):
             return plain(x)
         matrices = mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight, mlp.c_proj.bias
@@ -230,11 +231,14 @@ class _MLP(torch.autograd.Function):
 
 
 def _attention_of(attn: Any, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`softmax_attention` of a module: `plain` where nothing is learned, or in other numbers."""
+    """`softmax_attention` of a module: `plain` where nothing is learned, in other numbers, and
+    beside a cache.
+    """
 
     def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         p = attn.attn_pdrop if attn.training else 0.0
-        if q.dtype != torch.float32 or not torch.is_grad_enabled() or (mask is not None and p == 0):
+        plainly = q.dtype != torch.float32 or not torch.is_grad_enabled() or q.shape != k.shape
+        if plainly or (mask is not None and p == 0):
             return plain(q, k, v, mask)
         if mask is not None:  # documents are kept apart
             return attention_in_parts(q, k, v, mask, attn.scale, p)

@@ -71,11 +71,11 @@ class Dropout(nn.Dropout):
 
 
 def _attention_of(attn: Any, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`softmax_attention` of a module: `plain` where nothing is dropped."""
+    """`softmax_attention` of a module: `plain` where nothing is dropped, and beside a cache."""
 
     def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         p = attn.attn_pdrop if attn.training else 0.0
-        if p == 0 or torch.promote_types(q.dtype, torch.float32) != q.dtype:
+        if p == 0 or q.shape != k.shape or torch.promote_types(q.dtype, torch.float32) != q.dtype:
             return plain(q, k, v, mask)  # products of 16 bits are torch's to choose
         return attention_in_parts(q, k, v, mask, attn.scale, p)
 

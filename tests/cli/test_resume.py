@@ -13,8 +13,10 @@ from minigpt2.corpus.options import TextConfig
 from minigpt2.finetuning.recorded import described
 from minigpt2.formats.tensors import read_tensors
 from minigpt2.runs.folder import RunFolder
+from minigpt2.training import c_parts
 from minigpt2.training.options import TrainConfig, TrainOptions
 from scripts import run_here, tiny_folder
+from tiny_training import needs_c
 
 WORDS = "the lamp of a small ship went out over dark water and nobody saw it again. "
 KINDS = {
@@ -184,6 +186,25 @@ def test_run_json_keeps_what_differs_from_the_defaults():
     expected = {"--duplicates": "drop", "--max-steps": 5, "--data": ["a", "-b"], "--compile": True}
     assert described(options) == expected
     assert json.loads(json.dumps(described(options), allow_nan=False)) == expected
+
+
+@needs_c
+def test_a_run_goes_on_as_it_was_computed_until_it_is_asked_for_anew(place, capsys, monkeypatch):
+    def resumed(*flags):
+        result = run_here(capsys, "train", "--resume", "--out", "run", *flags)
+        assert result.code == 0, result.err
+        return json.loads(Path("run/run.json").read_text())["settings"]["way"], result.err
+
+    with monkeypatch.context() as patch:
+        patch.setattr(c_parts, "c_trains", lambda: False)
+        begun(capsys, "--max-steps", 4, "--compile")
+    way, told = resumed("--max-steps", 5)  # where there is a compiler
+    assert way == "16-bit dropout" and "the way of its steps" not in told
+    way, told = resumed("--max-steps", 6, "--compile")
+    assert way == "training in C" and "was 16-bit dropout, from here on it is training in C" in told
+    assert resumed("--max-steps", 7)[0] == "training in C"
+    assert resumed("--max-steps", 8, "--no-compile")[0] == "16-bit dropout"
+    assert resumed("--max-steps", 9)[0] == "16-bit dropout"
 
 
 @pytest.mark.parametrize("file", ["run.json", "metrics.jsonl", "model.safetensors", "merged"])

@@ -83,6 +83,16 @@ def test_the_mlp_and_its_gradients_are_torchs(n_tokens, size):
         torch.testing.assert_close(a / scale, b / scale, **CLOSE)
 
 
+@pytest.mark.parametrize("size", [10.0, 21.0, 1e4, 1e14, 1e30])
+def test_the_slope_of_gelu_far_from_zero_is_that_of_a_line(size):
+    one = torch.ones(1, 1)
+    for x, slope in ((size, 1.0), (-size, 0.0)):
+        x = torch.full((1, 1), x, requires_grad=True)
+        y = c_parts._MLP.apply(x, one, torch.zeros(1), one, torch.zeros(1))
+        (grad,) = torch.autograd.grad(y.sum(), x)
+        assert grad.item() == pytest.approx(slope, abs=1e-6)
+
+
 def test_what_is_no_number_stays_so():
     given = [torch.randn(s) for s in ((3, 5), (23, 5), (23,), (5, 23), (5,))]
     given[0][1, 2] = math.nan
@@ -179,6 +189,14 @@ def test_blocks_that_are_computed_twice_drop_the_same():
     again = in_c()
     prepare_blocks(again, FLOAT32, (3, 17), compiled=False, recomputed=True)
     assert torch.equal(gradients(in_c()), gradients(again))
+
+
+def test_tokens_that_a_cache_holds_are_seen_in_training_too():
+    model, plain = in_c(dropout=0.0), tiny_model(dropout=0.0).train()
+    cache = model.make_cache(3)
+    parts = [model(IDX[:, :8], cache), model(IDX[:, 8:9], cache), model(IDX[:, 9:], cache)]
+    torch.testing.assert_close(torch.cat(parts, 1), plain(IDX), **CLOSE)
+    assert in_c().double()(IDX).dtype == torch.float64
 
 
 def test_an_evaluation_is_the_plain_models():
