@@ -271,9 +271,10 @@ class _Attention(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """grad_y (B, H, T, D) -> those of q, k and v."""
         q, k, v, logs = ctx.saved_tensors
+        grad_y = _with_whole_tokens(grad_outputs[0])  # named, so that it lives until it was read
         grads = [_like(q) for _ in range(3)]
         _functions().attend_gradient(
-            *map(_heads, (q, k, v, _with_whole_tokens(grad_outputs[0]))),
+            *map(_heads, (q, k, v, grad_y)),
             _address(logs),
             *map(_heads, grads),
             *_how_to_attend(q, *ctx.options),

@@ -150,6 +150,19 @@ def test_attention_is_the_same_with_any_number_of_threads_and_strides():
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 1, 3), (3, 2, 1, 0), (1, 3, 0, 2)], ids=str)
+def test_a_gradient_may_lie_in_memory_in_any_order(order):
+    q, k, v, grad = torch.randn(4, 3, 2, 190, 7).unbind()
+    given = [x.requires_grad_() for x in (q, k, v)]
+    y = c_parts._Attention.apply(q, k, v, 0.3, 0.2, 5)
+    expected = torch.autograd.grad(y, given, grad, retain_graph=True)
+    back = [order.index(i) for i in range(4)]
+    turned = grad.permute(order).contiguous().permute(back)
+    for _ in range(3):
+        for a, b in zip(torch.autograd.grad(y, given, turned, retain_graph=True), expected):
+            assert torch.equal(a, b)
+
+
 def test_each_query_of_each_head_has_a_mask_of_its_own():
     shape = (3, 2, 271, 5)
     factors = mask_of(shape, 0.5, 3)[:, :, :, :40]  # keys that all later queries see
