@@ -76,6 +76,7 @@ class Case:
     n_tokens: int
     steps: int
     device: str = "cpu"
+    lora_rank: int = 0
 
 
 # `learner` is nano with a smaller vocabulary, as a lesson has it
@@ -87,6 +88,7 @@ CASES = {
     **{f"124M {n}x1024": Case("gpt2", n, 1024, 5, "cuda") for n in (8, 16, 32, 64)},
     "355M 8x1024": Case("gpt2-medium", 8, 1024, 5, "cuda"),
     "774M 4x1024": Case("gpt2-large", 4, 1024, 5, "cuda"),
+    "1.5B 4x1024 LoRA": Case("gpt2-xl", 4, 1024, 5, "cuda", lora_rank=8),
 }
 
 
@@ -151,6 +153,7 @@ def ours(task: Task, told: Told, *, compiled: bool = False) -> None:
     import torch
 
     from minigpt2.evaluation.scorer import Scorer
+    from minigpt2.lora import add_lora
     from minigpt2.model import GPT2
     from minigpt2.system.memory import memory_kept
     from minigpt2.system.precision import Precision
@@ -162,6 +165,9 @@ def ours(task: Task, told: Told, *, compiled: bool = False) -> None:
 
     model = GPT2.from_pretrained(task.folder)
     model.set_dropout(task.dropout)
+    if task.lora_rank:
+        random = torch.Generator().manual_seed(4)
+        add_lora(model, rank=task.lora_rank, alpha=2 * task.lora_rank, generator=random)
     model.to(task.device).train()
     precision = Precision(torch.device(task.device), getattr(torch, task.dtype))
     at_once = task.n_rows
@@ -198,7 +204,8 @@ def products_alone(task: Task, told: Told) -> None:
 
     config, dtype = config_of(Path(task.folder)), getattr(torch, task.dtype)
     chosen = []
-    for (m, k, n), count in products(config, task.n_rows * task.n_tokens).items():
+    shapes = products(config, task.n_rows * task.n_tokens, all_trained=not task.lora_rank)
+    for (m, k, n), count in shapes.items():
         a = torch.randn(m, k, device=task.device, dtype=dtype)
         b = torch.randn(k, n, device=task.device, dtype=dtype)
         jobs = routines(a, b)
@@ -218,6 +225,7 @@ VARIANTS: dict[str, Callable[[Task, Told], None]] = {
     "minigpt2-compiled": partial(ours, compiled=True),
 }
 PRODUCTS = "products"
+PEERS = (REFERENCE, "hf-trainer")
 
 
 @dataclass(frozen=True)
@@ -303,16 +311,18 @@ def write_model(case: Case, folder: str) -> None:
     model.save_pretrained(folder)
 
 
-def products(config: GPT2Config, n_tokens: int) -> dict[tuple[int, int, int], int]:
+def products(
+    config: GPT2Config, n_tokens: int, *, all_trained: bool = True
+) -> dict[tuple[int, int, int], int]:
     """How often a step multiplies (M, K) with (K, N), by M, K, N: forward, and for the gradients of
-    inputs and of weights.
+    inputs and of weights, if they are trained; adapters, which are small, are not counted.
     """
     width, inner = config.n_embd, config.n_inner or 4 * config.n_embd
     layers = [(width, 3 * width), (width, width), (width, inner), (inner, width)]
     counts = dict.fromkeys(layers, config.n_layer) | {(width, config.vocab_size): 1}
     found: dict[tuple[int, int, int], int] = {}
     for (k, n), count in counts.items():
-        for shape in ((n_tokens, k, n), (n_tokens, n, k), (n, n_tokens, k)):
+        for shape in ((n_tokens, k, n), (n_tokens, n, k), (n, n_tokens, k))[: 2 + all_trained]:
             found[shape] = found.get(shape, 0) + count
     return found
 
@@ -341,10 +351,13 @@ def least_seconds(job: Callable[[], object], device: str) -> float:
 def measure(options: TrainBenchOptions, case: str, rate: float, folder: str) -> list[Outcome]:
     """Start every variant, and measure all in turns."""
     shape = CASES[case]
-    task = Task(folder, shape.n_rows, shape.n_tokens, rate, options.device, options.dtype)
+    size = shape.n_rows, shape.n_tokens
+    task = Task(folder, *size, rate, options.device, options.dtype, shape.lora_rank)
+    skipped = [name for name in options.variants if shape.lora_rank and name in PEERS]
     steps = options.steps or shape.steps
     with contextlib.ExitStack() as stack:
-        workers = [TrainWorker(name) for name in (PRODUCTS, *options.variants)]
+        variants = [name for name in options.variants if name not in skipped]
+        workers = [TrainWorker(name) for name in (PRODUCTS, *variants)]
         turns: dict[str, list[Turn]] = {worker.name: [] for worker in workers}
         for worker in workers:
             stack.callback(worker.end)
@@ -354,8 +367,11 @@ def measure(options: TrainBenchOptions, case: str, rate: float, folder: str) -> 
                 turn = worker.attempt(partial(worker.turn, steps))
                 turns[worker.name] += [] if turn is None else [turn]
         return [
-            Outcome(case, rate, worker.name, turns[worker.name], worker.problem)
-            for worker in workers
+            *(Outcome(case, rate, name, [], "skipped: has no adapters") for name in skipped),
+            *(
+                Outcome(case, rate, worker.name, turns[worker.name], worker.problem)
+                for worker in workers
+            ),
         ]
 
 

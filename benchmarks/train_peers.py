@@ -30,6 +30,7 @@ class Task:
     dropout: float
     device: str
     dtype: str  # float32, or bfloat16 for autocast
+    lora_rank: int = 0  # of adapters, which alone are trained; 0 trains all
     learning_rate: float = 3e-4
     weight_decay: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)

@@ -91,6 +91,25 @@ def count_products(model, idx):
     return sum(n for operation, n in by_operation.items() if "mm" in str(operation))
 
 
+def test_the_products_of_adapters_alone_lack_the_gradients_of_weights(bench):
+    config = GPT2Config(vocab_size=23, block_size=7, n_embd=6, n_layer=3, n_head=2)
+    whole, part = (bench.products(config, 35, all_trained=trained) for trained in (True, False))
+    of_weights = {shape: n for shape, n in whole.items() if shape[1] == 35}  # summed over tokens
+    assert part == {shape: n for shape, n in whole.items() if shape not in of_weights}
+
+
+def test_only_what_has_adapters_trains_them(bench, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setitem(bench.CASES, "tiny", bench.Case("nano", 2, 17, 2, lora_rank=3))
+    bench.write_model(bench.CASES["tiny"], str(tmp_path))
+    options = bench.TrainBenchOptions(rounds=1, only=("nanogpt", "minigpt2"))
+    found = bench.compared(bench.measure(options, "tiny", 0.0, str(tmp_path)), "float32")
+    problems = {one.variant: one.problem for one in found}
+    assert problems == {"nanogpt": "skipped: has no adapters", "products": None, "minigpt2": None}
+    row = rows_of(bench.table(found))["tiny", "0", "minigpt2"]
+    assert row["to nanogpt"] == "" and row["off by"] == "0.0e+00" and row["of peak"]
+
+
 def test_every_routine_multiplies(bench):
     a, b = torch.randn(6, 5), torch.randn(5, 7)
     for job in bench.routines(a, b):
