@@ -29,7 +29,7 @@ from minigpt2.training.blocks import prepare_blocks
 from minigpt2.training.forecast import FIXED, GB, MemoryForecast, forecast_memory
 from minigpt2.training.optimizer import make_optimizer
 from minigpt2.training.step import train_step
-from minigpt2.training.ways import choose_way, go
+from minigpt2.training.ways import COMPILED, choose_way, go
 
 N_STEPS = 4  # the heap has grown to its size after three
 MAPPED = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}
@@ -47,7 +47,7 @@ class Case:
     recomputed: bool = False
     dropout: float | None = None
     lora_rank: int = 0
-    compiled: bool = False  # on the CPU, in C
+    compiled: bool = False  # as with train.py --compile
 
     def __str__(self) -> str:
         parts = [f"{self.preset} {self.n_parts} x {self.rows} x {self.block_size}"]
@@ -87,7 +87,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="four small cases")
     parser.add_argument("--mapped", action="store_true", help="CPU: a heap without holes")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # how this script starts itself
-    parser.add_argument("--compile", action="store_true", help="CPU: train in C")
+    parser.add_argument("--compile", action="store_true", help="as train.py --compile")
     options = parser.parse_args()
     device = pick_device(options.device)
     if options.case:
@@ -96,7 +96,7 @@ def main() -> int:
     print("| case | forecast, GB | peak, GB | error |\n| --- | ---: | ---: | ---: |", flush=True)
     broken = 0
     for case in CASES[: N_QUICK if options.quick else None]:
-        case = replace(case, compiled=options.compile and case.dtype == "float32")
+        case = replace(case, compiled=options.compile)
         need = forecast(case, device)
         expected = need.total
         if options.mapped:
@@ -171,8 +171,9 @@ def measure(case: Case, device: torch.device) -> int:
     model = prepared(case, GPT2(PRESETS[case.preset])).to(device).train()
     precision = Precision(device, DTYPES[case.dtype])
     shape = case.rows, case.block_size
-    go(model, way_of(case, device))
-    prepare_blocks(model, precision, shape, compiled=False, recomputed=case.recomputed)
+    way = way_of(case, device)
+    go(model, way)
+    prepare_blocks(model, precision, shape, compiled=way == COMPILED, recomputed=case.recomputed)
     optimizer = make_optimizer(model, learning_rate=1e-4, weight_decay=0.1)
     idx = torch.randint(model.config.vocab_size, (case.n_parts * case.rows, case.block_size))
     mapped = MAPPED.keys() <= os.environ.keys()

@@ -12,10 +12,9 @@ the step: another process takes its turn with them in each round, as a processor
 fast. Ratios are those of tok/s in the same round, above 1 if the variant is faster: the median of
 the rounds and its 95 % interval, by order statistics; fewer than 6 rounds have the least and the
 most. "peak" is the most resident memory of the process, Python included (on CUDA: of torch's
-tensors). "loss" is that of the last step, and "off by" the largest
-difference of a loss from nanogpt's, as a share of it: without dropout, a variant that is off by
-more than its precision explains has no speed, and the exit code is 1. With dropout masks differ,
-and so do losses a little.
+tensors). "loss" is that of the last step, and "off by" the largest difference of a loss from
+nanogpt's, as a share of it: without dropout, a variant that is off by more than its precision
+explains has no speed, and the exit code is 1. With dropout masks differ, and so do losses a little.
 """
 
 # No heavy import at the top: what a process imports counts for its memory.

@@ -120,6 +120,7 @@ static void multiply(int64_t m, int64_t n, int64_t depth, Matrix a, const float 
         tiles(UP, a, b, n_cols, n, depth, c, add);
     for (; m > 0; m--, a.x += a.down, c += n_cols) tiles(1, a, b, n_cols, n, depth, c, add);
 }
+
 /* ---- attention ---- */
 
 /* Of (B, H, T, D): how far apart rows, heads and tokens lie; the numbers of a token lie side by side. */
@@ -195,6 +196,15 @@ static void turn(const Attention *how, const float *x, float *to) {
         for (int64_t t = 0; t < wide; t++) to[d * wide + t] = t < how->n_tokens ? x[t * narrow + d] : 0;
 }
 
+/* A thread's room, with q, k and v of a head in it. */
+static Room room_with(const Heads *q, const Heads *k, const Heads *v, const Attention *how, int64_t thread,
+                      int64_t head) {
+    Room room = room_of(how, thread);
+    take(q, how, head, room.q), take(k, how, head, room.k), take(v, how, head, room.v);
+    turn(how, room.k, room.k_turned);
+    return room;
+}
+
 /* numbers from k on, and -infinity where there are none */
 INLINE vec some_or_least(const float *x, int64_t k, int64_t n) {
     vec some = of_float(x + k);
@@ -237,9 +247,7 @@ void attend(const Heads *q, const Heads *k, const Heads *v, const Heads *y, floa
 #pragma omp parallel for schedule(static) num_threads(how->n_threads)
     for (int64_t thread = 0; thread < how->n_threads; thread++)
         for (int64_t head = thread; head < n_heads; head += how->n_threads) {
-            Room room = room_of(how, thread);
-            take(q, how, head, room.q), take(k, how, head, room.k), take(v, how, head, room.v);
-            turn(how, room.k, room.k_turned);
+            Room room = room_with(q, k, v, how, thread, head);
             for (int64_t first = 0; first < T; first += UP) {
                 int64_t n = T - first < UP ? T - first : UP, seen = first + n;
                 Matrix some = {room.q + first * room.narrow, room.narrow, 1}, probs = {room.probs, room.wide, 1};
@@ -283,11 +291,10 @@ void attend_gradient(const Heads *q, const Heads *k, const Heads *v, const Heads
 #pragma omp parallel for schedule(static) num_threads(how->n_threads)
     for (int64_t thread = 0; thread < how->n_threads; thread++)
         for (int64_t head = thread; head < n_heads; head += how->n_threads) {
-            Room room = room_of(how, thread);
+            Room room = room_with(q, k, v, how, thread, head);
             int64_t wide = room.wide, narrow = room.narrow, size = how->size;
-            take(q, how, head, room.q), take(k, how, head, room.k), take(v, how, head, room.v);
             take(grad_y, how, head, room.grad_y);
-            turn(how, room.k, room.k_turned), turn(how, room.v, room.v_turned);
+            turn(how, room.v, room.v_turned);
             memset(room.grad_k, 0, T * narrow * sizeof(float)), memset(room.grad_v, 0, T * narrow * sizeof(float));
             for (int64_t first = 0; first < T; first += QUERIES) {
                 int64_t n = T - first < QUERIES ? T - first : QUERIES, end = whole(first + n);

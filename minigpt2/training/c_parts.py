@@ -112,7 +112,7 @@ def _alike(ours: Tensor, plain: Tensor, given: list[Tensor]) -> bool:
     return all(difference(a, b) <= WAYS[WAY].tolerance for a, b in zip(*found))
 
 
-def room_to_attend(n_tokens: int, size: int) -> int:
+def _room_to_attend(n_tokens: int, size: int) -> int:
     """Numbers that a thread needs to compute attention over so many tokens of a head of a size."""
     count = _functions().room_to_attend
     count.restype = ctypes.c_int64
@@ -301,7 +301,7 @@ def _heads(x: Tensor) -> Any:
 def _how_to_attend(q: Tensor, scale: float, seed: int, p: float) -> tuple[Any, Any]:
     n_rows, n_head, n_tokens, size = q.shape
     n_threads = min(torch.get_num_threads(), n_rows * n_head)
-    scratch = torch.empty(n_threads * room_to_attend(n_tokens, size))
+    scratch = torch.empty(n_threads * _room_to_attend(n_tokens, size))
     shape = _AttentionShape(*q.shape, n_threads, scale, scratch.data_ptr())
     shape.keeps = scratch  # alive as long as its address is
     return ctypes.byref(shape), _how(seed, p)

@@ -59,8 +59,8 @@ def test_a_run_of_a_version_that_had_no_other_way_goes_on_in_torchs(has_c, compi
 
 @pytest.mark.parametrize("operations", [0, LONGER])
 def test_a_run_goes_on_in_its_way_however_long_it_has_become(has_c, operations):
-    def again(recorded, compiled, precision=FLOAT32):
-        return choose_way(precision, compiled=compiled, operations=operations, recorded=recorded)
+    def again(recorded, compiled):
+        return choose_way(FLOAT32, compiled=compiled, operations=operations, recorded=recorded)
 
     for compiled in (None, False):
         assert again(QUICK_DROPOUT, compiled) == QUICK_DROPOUT
