@@ -1,4 +1,4 @@
-"""The C functions (assets/decode.c, assets/train.c): compiled once, privately, for this processor.
+"""C functions (assets/decode.c, assets/train.c): compiled once, privately, for this processor.
 
 They are built with the machine's C compiler in a few seconds when they are first asked for, and
 kept; where there is none, everything stays as it was.
