@@ -27,7 +27,8 @@ SHARED = ASSETS / "vectors.h"  # what they include
 # -native: the functions are for this processor only
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fPIC"]
 FUNCTIONS = ("linear", "decode_step", "room_for", "has_half")
-OF_TRAINING = ("gelu", "gelu_gradient", "drop", "room_to_attend", "attend", "attend_gradient")
+OF_TRAINING = ("normalize", "normalize_gradient", "gelu", "gelu_gradient", "drop")
+OF_TRAINING += ("room_to_attend", "attend", "attend_gradient")
 SECONDS = 60  # that a compiler may take
 
 

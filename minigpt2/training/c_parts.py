@@ -1,4 +1,4 @@
-"""Parts of a training step in C (assets/train.c): GELU, dropout and attention.
+"""Blocks that train in C (assets/train.c): all that lies between the products of a step.
 
 Between two products a step does little with much: each of torch's operations goes once through
 numbers that do not fit the cache. Here one function does all that is to be done between two
@@ -13,72 +13,52 @@ Letters as in model.py; N tokens, F the width of the MLP.
 
 from __future__ import annotations
 
-import ctypes
+import copy
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..decoding.c_library import training_library
 from ..equivalences import WAYS, difference, swap
 from ..formats.activations import ACTIVATIONS
-from ..model import GPT2, MLP
+from ..model import GPT2, MLP, Block, CausalSelfAttention, GPT2Config
+from .c_functions import (
+    Attention,
+    Dropout,
+    added,
+    attend,
+    attend_gradient,
+    biased_gelu,
+    biased_gelu_gradient,
+    drawn,
+    dropped,
+    layer_norm,
+    layer_norm_gradient,
+    like_tokens,
+)
 from .dropout import attention_in_parts
 
 logger = logging.getLogger(__name__)
 WAY = "training in C"
-LEVELS = 2**32  # of a random number, one of which is the rate
-RARELY = 1e-12
-MOST_SEED = 2**62
-
-
-class _Dropout(ctypes.Structure):
-    """How numbers are dropped, as train.c has it."""
-
-    _fields_ = [
-        ("seed", ctypes.c_uint64),
-        ("dropped", ctypes.c_uint32),
-        ("factor", ctypes.c_float),
-    ]
-
-
-class _Heads(ctypes.Structure):
-    """A (B, H, T, D), as train.c has it."""
-
-    _fields_ = [
-        ("x", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("row", "head", "token")),
-    ]
-
-
-class _AttentionShape(ctypes.Structure):
-    """How attention is computed, as train.c has it."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("n_rows", "n_heads", "n_tokens", "size")),
-        ("n_threads", ctypes.c_int64),
-        ("scale", ctypes.c_float),
-        ("scratch", ctypes.c_void_p),
-    ]
+Forward = Callable[..., Tensor]
 
 
 def swap_in_c(model: GPT2) -> None:
-    """Let a float32 model on the CPU compute these parts in C, where `c_trains`."""
+    """Let a float32 model on the CPU train in C, where `c_trains`."""
     for name, module in [*model.named_modules()]:
         if type(module) is nn.Dropout:
             swap(model, name, lambda plain: CDropout(plain.p), WAY)
     for i, block in enumerate(model.h):
-        attn, mlp = functools.partial(_attention_of, block.attn), cast(MLP, block.mlp)
-        swap(model, f"h.{i}.attn.softmax_attention", attn, WAY)
-        linears = type(mlp.c_fc) is type(mlp.c_proj) is nn.Linear
-        if linears and mlp.act is ACTIVATIONS["gelu_new"]:
-            swap(model, f"h.{i}.mlp.forward", functools.partial(_mlp_of, mlp), WAY)
+        attention = functools.partial(_attention_of, cast(CausalSelfAttention, block.attn))
+        forward = functools.partial(_forward_of, cast(Block, block))
+        swap(model, f"h.{i}.attn.softmax_attention", attention, WAY)
+        swap(model, f"h.{i}.forward", forward, WAY)
 
 
 @functools.cache
@@ -89,55 +69,31 @@ def c_trains() -> bool:
     if training_library() is None:
         return False
     generator = torch.Generator().manual_seed(0)
-    x, w_fc, w_proj, b_fc, b_proj = (
-        torch.randn(*shape, generator=generator)
-        for shape in ((37, 5), (23, 5), (5, 23), (23,), (5,))
-    )
-    given = [part.requires_grad_() for part in (x, w_fc, b_fc, w_proj, b_proj)]
-    plain = F.gelu(x @ w_fc.T + b_fc, approximate="tanh") @ w_proj.T + b_proj
-    same = _alike(_MLP.apply(*given), plain, given)
-    # at a rate at which nothing is dropped
-    q, k, v = (torch.randn(3, 2, 7, 5, generator=generator).requires_grad_() for _ in range(3))
-    for rate in (0.0, RARELY):
-        plain = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.5)
-        same = same and _alike(_Attention.apply(q, k, v, 0.5, rate, 0), plain, [q, k, v])
+    config = GPT2Config(vocab_size=2, block_size=37, n_embd=10, n_head=2, n_layer=1, n_inner=23)
+    plain = GPT2(config, generator=generator)
+    for parameter in plain.parameters():
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.5)
+    x = torch.randn(3, 37, 10, generator=generator)
+    plain.set_dropout(0.0)
+    expected, same = _results(plain.h[0], x), True
+    for rarely in (0.0, 1e-12):  # a rate at which nothing is dropped
+        ours = copy.deepcopy(plain)
+        ours.set_dropout(rarely)
+        swap_in_c(ours)
+        same = same and all(map(_alike, _results(ours.h[0], x), expected))
     if not same:
         logger.warning("%s computes something else on this machine: going on without it", WAY)
     return same
 
 
-def _alike(ours: Tensor, plain: Tensor, given: list[Tensor]) -> bool:
-    """Whether two results and their gradients are the same."""
-    found = ([y, *torch.autograd.grad(y.square().sum(), given)] for y in (ours, plain))
-    return all(difference(a, b) <= WAYS[WAY].tolerance for a, b in zip(*found))
+def _results(block: nn.Module, x: Tensor) -> list[Tensor]:
+    """What a block gives, and its gradients."""
+    y = block(x.requires_grad_(), None, None)
+    return [y, *torch.autograd.grad(y.square().sum(), [x, *block.parameters()])]
 
 
-def _room_to_attend(n_tokens: int, size: int) -> int:
-    """Numbers that a thread needs to compute attention over so many tokens of a head of a size."""
-    count = _functions().room_to_attend
-    count.restype = ctypes.c_int64
-    return count(ctypes.c_int64(n_tokens), ctypes.c_int64(size))
-
-
-def _functions() -> ctypes.CDLL:
-    found = training_library()
-    assert found is not None, "whoever swaps asks c_trains before"
-    return found
-
-
-def _address(x: Tensor) -> ctypes.c_void_p:
-    assert x.is_contiguous() and x.dtype == torch.float32 and x.device.type == "cpu"
-    return ctypes.c_void_p(x.data_ptr())
-
-
-def _how(seed: int, p: float) -> Any:
-    dropped = min(max(1, round(p * LEVELS)), LEVELS - 1) if p else 0
-    return ctypes.byref(_Dropout(seed, dropped, 1 / (1 - dropped / LEVELS)))
-
-
-def drawn_seed() -> int:
-    """One from torch's global generator, whose state is kept where blocks are computed twice."""
-    return int(torch.randint(MOST_SEED, ()))
+def _alike(ours: Tensor, plain: Tensor) -> bool:
+    return difference(ours, plain) <= WAYS[WAY].tolerance
 
 
 class CDropout(nn.Dropout):
@@ -149,15 +105,15 @@ class CDropout(nn.Dropout):
             return input
         if input.dtype != torch.float32:
             return super().forward(input)
-        return _Drop.apply(input, self.p, drawn_seed())
+        return _Drop.apply(input, drawn(self.p))
 
 
 class _Drop(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float, seed: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, dropout: Dropout) -> Tensor:
         """x (...) -> (...)."""
-        ctx.options = p, seed
-        return dropped(x, p, seed)
+        ctx.dropout = dropout
+        return dropped(x, dropout)
 
     @staticmethod
     @once_differentiable
@@ -165,74 +121,182 @@ class _Drop(torch.autograd.Function):
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, ...]:
         """The gradient is dropped out alike."""
-        return dropped(grad_outputs[0], *ctx.options), None, None
+        return dropped(grad_outputs[0], ctx.dropout), None
 
 
-def dropped(x: Tensor, p: float, seed: int) -> Tensor:
-    """x (...) without what is dropped at the rate p > 0, the rest grown by as much."""
-    x = x.contiguous()
-    y = torch.empty_like(x)
-    _functions().drop(_address(x), _address(y), ctypes.c_int64(x.numel()), _how(seed, p))
-    return y
-
-
-def _mlp_of(mlp: MLP, plain: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """`forward` of a module; `plain` where nothing is learned, in other numbers, and where hooks
-    wait for what its Linears give.
+def _forward_of(block: Block, plain: Forward) -> Forward:
+    """`forward` of a block, each half of it in C where it can be; `plain` where nothing is learned,
+    in other numbers, and beside a cache. Where documents are kept apart, attention is torch's.
     """
 
-    def forward(x: Tensor) -> Tensor:
+    def forward(x: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
         plainly = not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
-        plainly = plainly or x.dtype != torch.float32
-        if plainly or _is_watched(mlp.c_fc) or _is_watched(mlp.c_proj):
-            return plain(x)
-        matrices = mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight, mlp.c_proj.bias
-        return mlp.dropout(_MLP.apply(x.flatten(0, -2), *matrices).view(x.shape))
+        if plainly or x.dtype != torch.float32 or cache is not None:
+            return plain(x, mask, cache)
+        attn, mlp = cast(CausalSelfAttention, block.attn), cast(MLP, block.mlp)
+        parts = block.ln_1, attn.c_attn, attn.c_proj, attn.resid_dropout
+        if mask is None and _are_plain(attn, parts):
+            x = _Gather.apply(x, *_weights(parts), attn.n_head, _how(attn), *_after(parts))
+        else:
+            x = x + attn(block.ln_1(x), mask, None)
+        parts = block.ln_2, mlp.c_fc, mlp.c_proj, mlp.dropout
+        if _are_plain(mlp, parts) and mlp.act is ACTIVATIONS["gelu_new"]:
+            return _Think.apply(x, *_weights(parts), *_after(parts))
+        return x + mlp(block.ln_2(x))
 
     return forward
 
 
-def _is_watched(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+Parts = tuple[nn.LayerNorm, nn.Linear, nn.Linear, nn.Dropout]  # of half a block
+KINDS = nn.LayerNorm, nn.Linear, nn.Linear, CDropout
 
 
-class _MLP(torch.autograd.Function):
-    """gelu(x w_fc^T + b_fc) w_proj^T + b_proj, of which what goes into GELU is kept."""
+def _are_plain(half: nn.Module, parts: Parts) -> bool:
+    """Whether these are what a model is made of, and nobody waits for what one of them gives."""
+    return tuple(map(type, parts)) == KINDS and not any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        for module in (half, *parts)
+    )
+
+
+def _weights(parts: Parts) -> Iterator[Tensor]:
+    """Six: weight and bias of the layer norm and of both Linears."""
+    for part in parts[:3]:
+        yield from (part.weight, part.bias)
+
+
+def _after(parts: Parts) -> tuple[float, Dropout]:
+    """The layer norm's epsilon, and how what is added to the residual stream is dropped out."""
+    norm, _, _, dropout = parts
+    return norm.eps, drawn(dropout.p if dropout.training else 0.0)
+
+
+def _how(attn: CausalSelfAttention) -> Attention:
+    return Attention(attn.scale, drawn(attn.attn_pdrop if attn.training else 0.0))
+
+
+class _Gather(torch.autograd.Function):
+    """x + dropout(c_proj(attention(c_attn(ln_1(x))))): the first half of a block."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, w_fc: Tensor, b_fc: Tensor, w_proj: Tensor, b_proj: Tensor
+        ctx: Any,
+        x: Tensor,
+        w_ln: Tensor,
+        b_ln: Tensor,
+        w_attn: Tensor,
+        b_attn: Tensor,
+        w_proj: Tensor,
+        b_proj: Tensor,
+        n_head: int,
+        how: Attention,
+        epsilon: float,
+        after: Dropout,
     ) -> Tensor:
-        """x (N, C), w_fc (F, C), w_proj (C, F) -> (N, C)."""
-        u = torch.addmm(b_fc, x, w_fc.T)  # (N, F)
-        y = torch.empty_like(u)
-        _functions().gelu(_address(u), _address(y), ctypes.c_int64(u.numel()))
-        ctx.save_for_backward(x, w_fc, w_proj, u)
-        return torch.addmm(b_proj, y, w_proj.T)
+        """x (B, T, C), w_attn (3C, C), w_proj (C, C) -> (B, T, C)."""
+        flat, shape = x.contiguous().flatten(0, 1), (*x.shape[:2], n_head, x.shape[2] // n_head)
+        h, moments = layer_norm(flat, w_ln, b_ln, epsilon)  # (N, C)
+        qkv = h @ w_attn.T  # (N, 3C)
+        bias = b_attn.view(3, *shape[2:])
+        q, k, v = _by_heads(qkv, shape)
+        y, logs = attend(q, k, v, how, bias)
+        y = y.transpose(1, 2).reshape(flat.shape)
+        ctx.save_for_backward(flat, moments, w_ln, h, w_attn, bias, qkv, y, logs, w_proj)
+        ctx.options = shape, how, after
+        return added(y @ w_proj.T, b_proj, flat, after).view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor | None, ...]:
-        """Those of x, w_fc, b_fc, w_proj and b_proj, of which some may not be wanted."""
-        (grad_out,), (x, w_fc, w_proj, u) = grad_outputs, ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        grad, y = grad_out @ w_proj, torch.empty_like(u)  # (N, F)
-        size = ctypes.c_int64(u.numel())
-        _functions().gelu_gradient(_address(grad), _address(u), _address(y), size)
+        """Those of x and of the weights, of which some may not be wanted."""
+        x, moments, w_ln, h, w_attn, bias, qkv, y, logs, w_proj = ctx.saved_tensors
+        shape, how, after = ctx.options
+        grad = grad_outputs[0].contiguous().flatten(0, 1)  # (N, C)
+        grad_out = dropped(grad, after) if after.p else grad
+        grad_y, grad_qkv = (grad_out @ w_proj).view(shape).transpose(1, 2), torch.empty_like(qkv)
+        (q, k, v), grads = (_by_heads(tensor, shape) for tensor in (qkv, grad_qkv))
+        of_bias = attend_gradient(q, k, v, grad_y, logs, grads, how, bias)
+        grad_h, wanted = grad_qkv @ w_attn, ctx.needs_input_grad
+        grad_x, *of_norm = layer_norm_gradient(grad_h, x, moments, w_ln, grad)
         return (
-            grad @ w_fc if wanted[0] else None,
-            grad.T @ x if wanted[1] else None,
-            grad.sum(0) if wanted[2] else None,
-            grad_out.T @ y if wanted[3] else None,
-            grad_out.sum(0) if wanted[4] else None,
+            grad_x.view(grad_outputs[0].shape),
+            *of_norm,
+            grad_qkv.T @ h if wanted[3] else None,
+            of_bias.flatten(),
+            grad_out.T @ y if wanted[5] else None,
+            _sum_of_rows(grad_out),
+            *4 * [None],
         )
 
 
-def _attention_of(attn: Any, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """`softmax_attention` of a module: `plain` where nothing is learned, in other numbers, and
-    beside a cache.
+class _Think(torch.autograd.Function):
+    """x + dropout(c_proj(gelu(c_fc(ln_2(x))))): the second half of a block."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        w_ln: Tensor,
+        b_ln: Tensor,
+        w_fc: Tensor,
+        b_fc: Tensor,
+        w_proj: Tensor,
+        b_proj: Tensor,
+        epsilon: float,
+        after: Dropout,
+    ) -> Tensor:
+        """x (B, T, C), w_fc (F, C), w_proj (C, F) -> (B, T, C)."""
+        flat = x.contiguous().flatten(0, 1)
+        h, moments = layer_norm(flat, w_ln, b_ln, epsilon)  # (N, C)
+        u = h @ w_fc.T  # (N, F)
+        y = biased_gelu(u, b_fc)
+        ctx.save_for_backward(flat, moments, w_ln, h, w_fc, u, w_proj)
+        ctx.after = after
+        return added(y @ w_proj.T, b_proj, flat, after).view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Those of x and of the weights, of which some may not be wanted."""
+        (x, moments, w_ln, h, w_fc, u, w_proj), after = ctx.saved_tensors, ctx.after
+        grad = grad_outputs[0].contiguous().flatten(0, 1)  # (N, C)
+        grad_out = dropped(grad, after) if after.p else grad
+        grad_u, of_fc_bias, y = biased_gelu_gradient(grad_out @ w_proj, u)
+        wanted = ctx.needs_input_grad
+        of_proj = grad_out.T @ y if wanted[5] else None
+        del y
+        grad_x, *of_norm = layer_norm_gradient(grad_u @ w_fc, x, moments, w_ln, grad)
+        return (
+            grad_x.view(grad_outputs[0].shape),
+            *of_norm,
+            grad_u.T @ h if wanted[3] else None,
+            of_fc_bias,
+            of_proj,
+            _sum_of_rows(grad_out),
+            None,
+            None,
+        )
+
+
+def _by_heads(qkv: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """qkv (N, 3C) as q, k and v (B, H, T, D), which lie where they lay; shape (B, T, H, D)."""
+    n_rows, n_tokens, n_head, size = shape
+    q, k, v = qkv.view(n_rows, n_tokens, 3, n_head, size).permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def _sum_of_rows(x: Tensor) -> Tensor:
+    """x (N, C) -> (C,): as a product twice as fast as torch's sum."""
+    return x.new_ones(len(x)) @ x
+
+
+def _attention_of(attn: CausalSelfAttention, plain: Forward) -> Forward:
+    """`softmax_attention` of a module, for blocks that have other parts; `plain` where nothing is
+    learned, in other numbers, and beside a cache.
     """
 
     def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -242,26 +306,21 @@ def _attention_of(attn: Any, plain: Callable[..., Tensor]) -> Callable[..., Tens
             return plain(q, k, v, mask)
         if mask is not None:  # documents are kept apart
             return attention_in_parts(q, k, v, mask, attn.scale, p)
-        return _Attention.apply(q, k, v, attn.scale, p, drawn_seed() if p else 0)
+        return _Attend.apply(q, k, v, _how(attn))
 
     return attention
 
 
-class _Attention(torch.autograd.Function):
+class _Attend(torch.autograd.Function):
     """softmax(q k^T * scale, causal), dropped out, times v."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, p: float, seed: int
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, how: Attention) -> Tensor:
         """q, k, v (B, H, T, D) -> (B, H, T, D)."""
         q, k, v = (_with_whole_tokens(x) for x in (q, k, v))
-        y, logs = _like(q), torch.empty(q.shape[:3])
-        _functions().attend(
-            *map(_heads, (q, k, v, y)), _address(logs), *_how_to_attend(q, scale, seed, p)
-        )
+        y, logs = attend(q, k, v, how)
         ctx.save_for_backward(q, k, v, logs)
-        ctx.options = scale, seed, p
+        ctx.how = how
         return y
 
     @staticmethod
@@ -271,37 +330,11 @@ class _Attention(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """grad_y (B, H, T, D) -> those of q, k and v."""
         q, k, v, logs = ctx.saved_tensors
-        grad_y = _with_whole_tokens(grad_outputs[0])  # named, so that it lives until it was read
-        grads = [_like(q) for _ in range(3)]
-        _functions().attend_gradient(
-            *map(_heads, (q, k, v, grad_y)),
-            _address(logs),
-            *map(_heads, grads),
-            *_how_to_attend(q, *ctx.options),
-        )
-        return *grads, None, None, None
+        grads = [like_tokens(q) for _ in range(3)]
+        attend_gradient(q, k, v, _with_whole_tokens(grad_outputs[0]), logs, grads, ctx.how)
+        return *grads, None
 
 
 def _with_whole_tokens(x: Tensor) -> Tensor:
     """x (B, H, T, D), with the numbers of a token side by side."""
     return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
-
-
-def _like(x: Tensor) -> Tensor:
-    """Room for a (B, H, T, D) that lies in memory as c_attn gives it and c_proj takes it."""
-    n_rows, n_head, n_tokens, size = x.shape
-    return torch.empty(n_rows, n_tokens, n_head, size).transpose(1, 2)
-
-
-def _heads(x: Tensor) -> Any:
-    assert x.dtype == torch.float32 and x.device.type == "cpu"
-    return ctypes.byref(_Heads(x.data_ptr(), *x.stride()[:3]))
-
-
-def _how_to_attend(q: Tensor, scale: float, seed: int, p: float) -> tuple[Any, Any]:
-    n_rows, n_head, n_tokens, size = q.shape
-    n_threads = min(torch.get_num_threads(), n_rows * n_head)
-    scratch = torch.empty(n_threads * _room_to_attend(n_tokens, size))
-    shape = _AttentionShape(*q.shape, n_threads, scale, scratch.data_ptr())
-    shape.keeps = scratch  # alive as long as its address is
-    return ctypes.byref(shape), _how(seed, p)

@@ -483,8 +483,13 @@ def dropped_probabilities_of_other_scores(patch):
 
 
 @breaks("training in C")
-def an_mlp_in_c_of_other_numbers(patch):
-    patch.setattr(c_parts, "_mlp_of", lambda mlp, plain: lambda x: 1.1 * plain(x))
+def a_slope_of_gelu_in_c_that_is_too_steep(patch):
+    gradient = c_parts.biased_gelu_gradient
+
+    def steeper(grad, u):
+        return gradient(1.1 * grad, u)
+
+    patch.setattr(c_parts, "biased_gelu_gradient", steeper)
 
 
 @breaks("recomputed blocks")

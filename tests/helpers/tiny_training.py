@@ -13,7 +13,7 @@ FLOAT32 = Precision(CPU, torch.float32)
 needs_c = pytest.mark.skipif(not c_trains(), reason="needs a C compiler")
 
 
-def tiny_model(*, dropout=0.1, seed=5):
+def tiny_model(*, dropout=0.1, seed=5, **options):
     config = GPT2Config(
         vocab_size=300,
         block_size=17,
@@ -23,6 +23,7 @@ def tiny_model(*, dropout=0.1, seed=5):
         embd_pdrop=dropout,
         attn_pdrop=dropout,
         resid_pdrop=dropout,
+        **options,
     )
     return GPT2(config, generator=torch.Generator().manual_seed(seed))
 
