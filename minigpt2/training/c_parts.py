@@ -149,13 +149,13 @@ def _forward_of(block: Block, plain: Forward) -> Forward:
 
 Parts = tuple[nn.LayerNorm, nn.Linear, nn.Linear, nn.Dropout]  # of half a block
 KINDS = nn.LayerNorm, nn.Linear, nn.Linear, CDropout
+HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 
 
 def _are_plain(half: nn.Module, parts: Parts) -> bool:
     """Whether these are what a model is made of, and nobody waits for what one of them gives."""
     return tuple(map(type, parts)) == KINDS and not any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-        for module in (half, *parts)
+        vars(module)[hooks] for module in (half, *parts) for hooks in HOOKS
     )
 
 

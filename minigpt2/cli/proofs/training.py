@@ -165,7 +165,7 @@ def recomputed(place: Place) -> Result:
 
 
 def in_c(place: Place) -> Result:
-    """GELU, dropout and attention in C."""
+    """Blocks whose layer norms, attention, GELU and dropout are C's."""
     with notices("minigpt2") as heard:
         if not c_trains():
             if any("something else" in line for line in heard):
