@@ -20,7 +20,7 @@ INLINE void add_some(float *sums, int64_t k, int64_t n, vec v) { put_some(sums, 
 
 /* ---- layer norm ---- */
 
-/* y = (x - mean) / spread * weight + bias, and of each row its mean and 1 / spread: moments (n_rows, 2) */
+/* y = (x - mean) / spread * weight + bias, and of each row its mean and its rstd, 1 / spread: moments (n_rows, 2) */
 void normalize(const float *x, const float *weight, const float *bias, float epsilon, float *y, float *moments,
                int64_t n_rows, int64_t size) {
 #pragma omp parallel for schedule(static)
@@ -33,39 +33,39 @@ void normalize(const float *x, const float *weight, const float *bias, float eps
             vec d = only_some(some_of(from, k, size) - mean, k, size);
             squares += d * d;
         }
-        float grown = 1 / sqrtf(total(squares) / size + epsilon);
-        moments[2 * row] = mean, moments[2 * row + 1] = grown;
+        float rstd = 1 / sqrtf(total(squares) / size + epsilon);
+        moments[2 * row] = mean, moments[2 * row + 1] = rstd;
         for (int64_t k = 0; k < size; k += LANES) {
-            vec normal = (some_of(from, k, size) - mean) * grown;
+            vec normal = (some_of(from, k, size) - mean) * rstd;
             put_some(y + row * size, k, size, normal * some_of(weight, k, size) + some_of(bias, k, size));
         }
     }
 }
 
-/* grad, that of y, becomes that of x, and `beside` is added; parts of the sums of the weight's gradient and of the
+/* grad, that of y, becomes that of x, and `residual` is added; parts of the sums of the weight's gradient and of the
    bias's: sums (n_rows / ROWS, 2, size) */
-void normalize_gradient(float *grad, const float *x, const float *moments, const float *weight, const float *beside,
+void normalize_gradient(float *grad, const float *x, const float *moments, const float *weight, const float *residual,
                         float *sums, int64_t n_rows, int64_t size) {
 #pragma omp parallel for schedule(static)
     for (int64_t begin = 0; begin < n_rows; begin += ROWS) {
         float *of_weight = sums + begin / ROWS * 2 * size, *of_bias = of_weight + size;
         memset(of_weight, 0, 2 * size * sizeof(float));
         for (int64_t row = begin; row < begin + ROWS && row < n_rows; row++) {
-            float mean = moments[2 * row], grown = moments[2 * row + 1], *g = grad + row * size;
+            float mean = moments[2 * row], rstd = moments[2 * row + 1], *g = grad + row * size;
             const float *from = x + row * size;
             vec all_g = all(0), all_gx = all(0);
             for (int64_t k = 0; k < size; k += LANES) {
-                vec normal = (some_of(from, k, size) - mean) * grown, some = some_of(g, k, size);
+                vec normal = (some_of(from, k, size) - mean) * rstd, some = some_of(g, k, size);
                 vec weighted = some * some_of(weight, k, size);
                 add_some(of_weight, k, size, some * normal), add_some(of_bias, k, size, some);
                 all_g += weighted, all_gx += weighted * normal; /* beyond the end they are 0 */
             }
             float mean_g = total(all_g) / size, mean_gx = total(all_gx) / size;
             for (int64_t k = 0; k < size; k += LANES) {
-                vec normal = (some_of(from, k, size) - mean) * grown;
+                vec normal = (some_of(from, k, size) - mean) * rstd;
                 vec weighted = some_of(g, k, size) * some_of(weight, k, size);
-                vec through = (weighted - mean_g - normal * mean_gx) * grown;
-                put_some(g, k, size, through + some_of(beside + row * size, k, size));
+                vec through = (weighted - mean_g - normal * mean_gx) * rstd;
+                put_some(g, k, size, through + some_of(residual + row * size, k, size));
             }
         }
     }
@@ -156,8 +156,8 @@ INLINE vec factors(const Dropout *how, words place, words low, words high) {
     return (vec)((ints)(random >= how->dropped) & (ints)all(how->factor));
 }
 
-/* y = rest + (x + bias), dropped out; where there are none, rest and bias are 0 */
-void drop(const float *x, const float *bias, const float *rest, float *y, int64_t n_rows, int64_t size,
+/* y = residual + (x + bias), the latter dropped out; where there are none, residual and bias are 0 */
+void drop(const float *x, const float *bias, const float *residual, float *y, int64_t n_rows, int64_t size,
           const Dropout *how) {
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < n_rows; row++) {
@@ -167,7 +167,7 @@ void drop(const float *x, const float *bias, const float *rest, float *y, int64_
             vec some = some_of(x + at, k, size);
             if (bias) some += some_of(bias, k, size);
             some *= factors(how, in_order() + (uint32_t)k, low, high);
-            put_some(y + at, k, size, rest ? some_of(rest + at, k, size) + some : some);
+            put_some(y + at, k, size, residual ? some_of(residual + at, k, size) + some : some);
         }
     }
 }
@@ -355,6 +355,7 @@ void attend(const Heads *q, const Heads *k, const Heads *v, const Heads *y, floa
             for (int64_t first = 0; first < T; first += QUERIES) {
                 int64_t seen = first + QUERIES;
                 Matrix keys = {room.k, narrow, 1}, probs = {room.probs, 1, QUERIES};
+                /* no gradient is there yet, so that its room is free */
                 float *y_here = room.grad_y + first * narrow, sums[QUERIES], logs_here[QUERIES];
                 turn(how, room.q + first * narrow, room.queries);
                 multiply(seen, QUERIES, how->size, keys, room.queries, QUERIES, room.probs, 0);

@@ -37,37 +37,39 @@ def drawn(p: float) -> Dropout:
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """x (N, C) -> itself, normalized, and the moments (N, 2) that its gradient needs."""
-    y, moments = torch.empty_like(x), torch.empty(len(x), 2)
+    y, moments = torch.empty_like(x), x.new_empty(len(x), 2)
     given = *map(_address, (x, weight, bias)), ctypes.c_float(epsilon)
     _functions().normalize(*given, _address(y), _address(moments), *_sizes(x))
     return y, moments
 
 
 def layer_norm_gradient(
-    grad: Tensor, x: Tensor, moments: Tensor, weight: Tensor, beside: Tensor
+    grad: Tensor, x: Tensor, moments: Tensor, weight: Tensor, residual: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, to which `beside` (N, C) is added, weight and bias; the first lies in
-    grad (N, C), that of what layer_norm gave.
+    """The gradients of x, weight and bias from grad (N, C), that of what layer_norm gave.
+
+    `residual` (N, C) is added to the first, which overwrites grad.
     """
-    sums = torch.empty(_n_parts(x), 2, x.shape[1])
-    given = (_address(tensor) for tensor in (grad, x, moments, weight, beside, sums))
+    sums = x.new_empty(_n_parts(x), 2, x.shape[1])
+    given = (_address(tensor) for tensor in (grad, x, moments, weight, residual, sums))
     _functions().normalize_gradient(*given, *_sizes(x))
     of_weight, of_bias = sums.sum(0)
     return grad, of_weight, of_bias
 
 
 def biased_gelu(u: Tensor, bias: Tensor) -> Tensor:
-    """gelu(u + bias) by tanh; the sum lies in u (N, F)."""
+    """gelu(u + bias) by tanh, u (N, F), which becomes u + bias."""
     y = torch.empty_like(u)
     _functions().gelu(_address(u), _address(bias), _address(y), *_sizes(u))
     return y
 
 
 def biased_gelu_gradient(grad: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of u and the bias, and gelu(u) once more; the first lies in grad (N, F), and u
-    is what biased_gelu left of it.
+    """The gradients of u and the bias, and gelu(u) once more; u is as biased_gelu left it.
+
+    The first overwrites grad (N, F), that of gelu(u).
     """
-    y, sums = torch.empty_like(u), torch.empty(_n_parts(u), u.shape[1])
+    y, sums = torch.empty_like(u), u.new_empty(_n_parts(u), u.shape[1])
     _functions().gelu_gradient(*map(_address, (grad, u, y, sums)), *_sizes(u))
     return grad, sums.sum(0), y
 
@@ -80,16 +82,16 @@ def dropped(x: Tensor, dropout: Dropout) -> Tensor:
     return y
 
 
-def added(x: Tensor, bias: Tensor, beside: Tensor, dropout: Dropout) -> Tensor:
-    """beside + (x + bias), the latter dropped out as in `dropped`; the result lies in x (N, C)."""
-    _drop(x, bias, beside, x, dropout)
+def added(x: Tensor, bias: Tensor, residual: Tensor, dropout: Dropout) -> Tensor:
+    """residual + (x + bias), the latter dropped out as in `dropped`; it overwrites x (..., C)."""
+    _drop(x, bias, residual, x, dropout)
     return x
 
 
 def _drop(
-    x: Tensor, bias: Tensor | None, beside: Tensor | None, y: Tensor, dropout: Dropout
+    x: Tensor, bias: Tensor | None, residual: Tensor | None, y: Tensor, dropout: Dropout
 ) -> None:
-    given = (_address(tensor) for tensor in (x, bias, beside, y))
+    given = (_address(tensor) for tensor in (x, bias, residual, y))
     _functions().drop(*given, *_sizes(x), _how_to_drop(dropout))
 
 
@@ -103,11 +105,11 @@ class Attention(NamedTuple):
 def attend(
     q: Tensor, k: Tensor, v: Tensor, how: Attention, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """q, k, v (B, H, T, D) -> (B, H, T, D), and the logarithms (B, H, T) that its gradient needs.
+    """q, k, v (B, H, T, D) -> (B, H, T, D), and the scores' log-sum-exp (B, H, T) for its gradient.
 
     bias (3, H, D), where there is one, is added to all of q, k and v.
     """
-    y, logs = like_tokens(q), torch.empty(q.shape[:3])
+    y, logs = like_tokens(q), q.new_empty(q.shape[:3])
     _functions().attend(*_qkv(q, k, v, bias), _heads(y), _address(logs), *_how_to_attend(q, how))
     return y, logs
 
@@ -123,7 +125,7 @@ def attend_gradient(
     bias: Tensor | None = None,
 ) -> Tensor:
     """Fill in the three `grads` (B, H, T, D) of q, k and v, and give that of the bias (3, H, D)."""
-    sums = torch.empty(len(q), 3, q.shape[1], q.shape[3])
+    sums = q.new_empty(len(q), 3, q.shape[1], q.shape[3])
     _functions().attend_gradient(
         *_qkv(q, k, v, bias),
         _heads(grad_y),
@@ -138,7 +140,7 @@ def attend_gradient(
 def like_tokens(x: Tensor) -> Tensor:
     """Room for a (B, H, T, D) that lies in memory as c_attn gives it and c_proj takes it."""
     n_rows, n_head, n_tokens, size = x.shape
-    return torch.empty(n_rows, n_tokens, n_head, size).transpose(1, 2)
+    return x.new_empty(n_rows, n_tokens, n_head, size).transpose(1, 2)
 
 
 class _Dropout(ctypes.Structure):
@@ -216,7 +218,7 @@ def _how_to_attend(q: Tensor, how: Attention) -> tuple[Any, Any]:
     count = _functions().room_to_attend
     count.restype = ctypes.c_int64
     each = count(ctypes.c_int64(n_tokens), ctypes.c_int64(size))
-    scratch = torch.empty(n_threads * each)
+    scratch = q.new_empty(n_threads * each)
     shape = _Attention(*q.shape, n_threads, how.scale, scratch.data_ptr())
     shape.keeps = scratch  # alive as long as its address is
     return ctypes.byref(shape), _how_to_drop(how.dropout)

@@ -23,6 +23,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.module import _has_any_global_hook
 
 from ..decoding.c_library import training_library
 from ..equivalences import WAYS, difference, swap
@@ -53,11 +54,11 @@ def swap_in_c(model: GPT2) -> None:
     """Let a float32 model on the CPU train in C, where `c_trains`."""
     for name, module in [*model.named_modules()]:
         if type(module) is nn.Dropout:
-            swap(model, name, lambda plain: CDropout(plain.p), WAY)
+            swap(model, name, lambda plain: CDropout(plain.p).train(plain.training), WAY)
     for i, block in enumerate(model.h):
-        attention = functools.partial(_attention_of, cast(CausalSelfAttention, block.attn))
-        forward = functools.partial(_forward_of, cast(Block, block))
+        attention = functools.partial(functools.partial, _softmax_attention, block.attn)
         swap(model, f"h.{i}.attn.softmax_attention", attention, WAY)
+        forward = functools.partial(functools.partial, _block, block)
         swap(model, f"h.{i}.forward", forward, WAY)
 
 
@@ -68,22 +69,32 @@ def c_trains() -> bool:
     """
     if training_library() is None:
         return False
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        same = _same_as_torch()
+    if not same:
+        logger.warning("%s computes something else on this machine: going on without it", WAY)
+    return same
+
+
+def _same_as_torch() -> bool:
+    """Whether a block computes and learns the same in C: its rows are some whole vectors and more,
+    its tokens some groups of queries and more.
+    """
     generator = torch.Generator().manual_seed(0)
-    config = GPT2Config(vocab_size=2, block_size=37, n_embd=10, n_head=2, n_layer=1, n_inner=23)
+    config = GPT2Config(vocab_size=2, block_size=37, n_embd=74, n_head=2, n_layer=1, n_inner=39)
     plain = GPT2(config, generator=generator)
     for parameter in plain.parameters():
-        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.5)
-    x = torch.randn(3, 37, 10, generator=generator)
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    x = torch.randn(3, 37, 74, generator=generator)
     plain.set_dropout(0.0)
-    expected, same = _results(plain.h[0], x), True
+    expected = _results(plain.h[0], x)
     for rarely in (0.0, 1e-12):  # a rate at which nothing is dropped
         ours = copy.deepcopy(plain)
         ours.set_dropout(rarely)
         swap_in_c(ours)
-        same = same and all(map(_alike, _results(ours.h[0], x), expected))
-    if not same:
-        logger.warning("%s computes something else on this machine: going on without it", WAY)
-    return same
+        if not all(map(_alike, _results(ours.h[0], x), expected)):
+            return False
+    return True
 
 
 def _results(block: nn.Module, x: Tensor) -> list[Tensor]:
@@ -124,27 +135,25 @@ class _Drop(torch.autograd.Function):
         return dropped(grad_outputs[0], ctx.dropout), None
 
 
-def _forward_of(block: Block, plain: Forward) -> Forward:
+def _block(block: Block, plain: Forward, x: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
     """`forward` of a block, each half of it in C where it can be; `plain` where nothing is learned,
-    in other numbers, and beside a cache. Where documents are kept apart, attention is torch's.
+    in other numbers, and beside a cache. Where documents are kept apart, the first half is as
+    model.py has it.
     """
-
-    def forward(x: Tensor, mask: Tensor | None, cache: Any) -> Tensor:
-        plainly = not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
-        if plainly or x.dtype != torch.float32 or cache is not None:
-            return plain(x, mask, cache)
-        attn, mlp = cast(CausalSelfAttention, block.attn), cast(MLP, block.mlp)
-        parts = block.ln_1, attn.c_attn, attn.c_proj, attn.resid_dropout
-        if mask is None and _are_plain(attn, parts):
-            x = _Gather.apply(x, *_weights(parts), attn.n_head, _how(attn), *_after(parts))
-        else:
-            x = x + attn(block.ln_1(x), mask, None)
-        parts = block.ln_2, mlp.c_fc, mlp.c_proj, mlp.dropout
-        if _are_plain(mlp, parts) and mlp.act is ACTIVATIONS["gelu_new"]:
-            return _Think.apply(x, *_weights(parts), *_after(parts))
-        return x + mlp(block.ln_2(x))
-
-    return forward
+    plainly = not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+    if plainly or x.dtype != torch.float32 or cache is not None:
+        return plain(x, mask, cache)
+    attn, mlp = cast(CausalSelfAttention, block.attn), cast(MLP, block.mlp)
+    parts = block.ln_1, attn.c_attn, attn.c_proj, attn.resid_dropout
+    if mask is None and _are_plain(attn, parts):
+        # seeds are drawn in the order of model.py: what a hook makes plain drops the same
+        x = _Gather.apply(x, *_weights(parts), attn.n_head, _how(attn), *_after(parts))
+    else:
+        x = x + attn(block.ln_1(x), mask, None)
+    parts = block.ln_2, mlp.c_fc, mlp.c_proj, mlp.dropout
+    if _are_plain(mlp, parts) and mlp.act is ACTIVATIONS["gelu_new"]:
+        return _Think.apply(x, *_weights(parts), *_after(parts))
+    return x + mlp(block.ln_2(x))
 
 
 Parts = tuple[nn.LayerNorm, nn.Linear, nn.Linear, nn.Dropout]  # of half a block
@@ -153,7 +162,9 @@ HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pr
 
 
 def _are_plain(half: nn.Module, parts: Parts) -> bool:
-    """Whether these are what a model is made of, and nobody waits for what one of them gives."""
+    """Whether these are what a model is made of, and no hook waits for what one of them gives."""
+    if _has_any_global_hook():
+        return False
     return tuple(map(type, parts)) == KINDS and not any(
         vars(module)[hooks] for module in (half, *parts) for hooks in HOOKS
     )
@@ -200,10 +211,10 @@ class _Gather(torch.autograd.Function):
         bias = b_attn.view(3, *shape[2:])
         q, k, v = _by_heads(qkv, shape)
         y, logs = attend(q, k, v, how, bias)
-        y = y.transpose(1, 2).reshape(flat.shape)
+        y = y.transpose(1, 2).flatten(2)  # (B, T, C)
         ctx.save_for_backward(flat, moments, w_ln, h, w_attn, bias, qkv, y, logs, w_proj)
         ctx.options = shape, how, after
-        return added(y @ w_proj.T, b_proj, flat, after).view(x.shape)
+        return added(y @ w_proj.T, b_proj, flat, after)
 
     @staticmethod
     @once_differentiable
@@ -225,8 +236,8 @@ class _Gather(torch.autograd.Function):
             *of_norm,
             grad_qkv.T @ h if wanted[3] else None,
             of_bias.flatten(),
-            grad_out.T @ y if wanted[5] else None,
-            _sum_of_rows(grad_out),
+            grad_out.T @ y.flatten(0, 1) if wanted[5] else None,
+            grad_out.sum(0),
             *4 * [None],
         )
 
@@ -254,7 +265,7 @@ class _Think(torch.autograd.Function):
         y = biased_gelu(u, b_fc)
         ctx.save_for_backward(flat, moments, w_ln, h, w_fc, u, w_proj)
         ctx.after = after
-        return added(y @ w_proj.T, b_proj, flat, after).view(x.shape)
+        return added(y.view(*x.shape[:2], -1) @ w_proj.T, b_proj, flat, after)
 
     @staticmethod
     @once_differentiable
@@ -276,7 +287,7 @@ class _Think(torch.autograd.Function):
             grad_u.T @ h if wanted[3] else None,
             of_fc_bias,
             of_proj,
-            _sum_of_rows(grad_out),
+            grad_out.sum(0),
             None,
             None,
         )
@@ -289,26 +300,24 @@ def _by_heads(qkv: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor
     return q, k, v
 
 
-def _sum_of_rows(x: Tensor) -> Tensor:
-    """x (N, C) -> (C,): as a product twice as fast as torch's sum."""
-    return x.new_ones(len(x)) @ x
-
-
-def _attention_of(attn: CausalSelfAttention, plain: Forward) -> Forward:
+def _softmax_attention(
+    attn: CausalSelfAttention,
+    plain: Forward,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
     """`softmax_attention` of a module, for blocks that have other parts; `plain` where nothing is
     learned, in other numbers, and beside a cache.
     """
-
-    def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        p = attn.attn_pdrop if attn.training else 0.0
-        plainly = q.dtype != torch.float32 or not torch.is_grad_enabled() or q.shape != k.shape
-        if plainly or (mask is not None and p == 0):
-            return plain(q, k, v, mask)
-        if mask is not None:  # documents are kept apart
-            return attention_in_parts(q, k, v, mask, attn.scale, p)
-        return _Attend.apply(q, k, v, _how(attn))
-
-    return attention
+    p = attn.attn_pdrop if attn.training else 0.0
+    plainly = q.dtype != torch.float32 or not torch.is_grad_enabled() or q.shape != k.shape
+    if plainly or (mask is not None and p == 0):
+        return plain(q, k, v, mask)
+    if mask is not None:  # documents are kept apart
+        return attention_in_parts(q, k, v, mask, attn.scale, p)
+    return _Attend.apply(q, k, v, _how(attn))
 
 
 class _Attend(torch.autograd.Function):

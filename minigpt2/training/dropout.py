@@ -35,7 +35,7 @@ def swap_dropout(model: GPT2) -> None:
     """Let a model on the CPU drop out in this way, wherever it does, at whatever rate."""
     for name, module in [*model.named_modules()]:
         if type(module) is nn.Dropout:
-            swap(model, name, lambda plain: Dropout(plain.p), WAY)
+            swap(model, name, lambda plain: Dropout(plain.p).train(plain.training), WAY)
     for i, block in enumerate(model.h):
         drop = functools.partial(_attention_of, block.attn)
         swap(model, f"h.{i}.attn.softmax_attention", drop, WAY)

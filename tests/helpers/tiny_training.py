@@ -14,17 +14,9 @@ needs_c = pytest.mark.skipif(not c_trains(), reason="needs a C compiler")
 
 
 def tiny_model(*, dropout=0.1, seed=5, **options):
-    config = GPT2Config(
-        vocab_size=300,
-        block_size=17,
-        n_embd=14,
-        n_layer=2,
-        n_head=2,
-        embd_pdrop=dropout,
-        attn_pdrop=dropout,
-        resid_pdrop=dropout,
-        **options,
-    )
+    sizes = {"vocab_size": 300, "block_size": 17, "n_embd": 14, "n_layer": 2, "n_head": 2}
+    rates = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), dropout)
+    config = GPT2Config(**sizes | rates | options)
     return GPT2(config, generator=torch.Generator().manual_seed(seed))
 
 

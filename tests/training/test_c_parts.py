@@ -1,12 +1,17 @@
 """Blocks that train in C learn what torch's do, and what C does not know stays torch's."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn as nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from minigpt2.decoding import c_library
+from minigpt2.equivalences import difference
 from minigpt2.evaluation.scorer import Scorer
 from minigpt2.lora import add_lora
+from minigpt2.model import MLP, CausalSelfAttention
 from minigpt2.system.precision import Precision
 from minigpt2.training import c_parts
 from minigpt2.training.blocks import prepare_blocks
@@ -126,8 +131,9 @@ def test_documents_that_are_kept_apart_are_dropped_out_in_parts():
 @pytest.mark.parametrize(
     "name", ["ln_1", "attn", "attn.c_attn", "attn.resid_dropout", "ln_2", "mlp", "mlp.c_proj"]
 )
-def test_whoever_watches_a_part_of_a_block_sees_what_it_gives(name):
-    model, seen = in_c(dropout=0.0), []
+@pytest.mark.parametrize("dropout", [0.0, 0.3])  # with the same masks
+def test_whoever_watches_a_part_of_a_block_sees_what_it_gives(name, dropout):
+    model, seen = in_c(dropout=dropout), []
     expected = gradients(model)
     part = model.h[1].get_submodule(name)
     part.register_forward_hook(lambda *call: seen.append(call[2]))
@@ -136,17 +142,92 @@ def test_whoever_watches_a_part_of_a_block_sees_what_it_gives(name):
     assert [x.shape[:2] for x in seen] == [(3, 17)] * 2
 
 
-def test_weights_that_are_frozen_get_no_gradient_and_the_others_theirs():
+def test_whoever_watches_all_modules_sees_what_they_give():
+    model, seen = in_c(), []
+    expected = gradients(model)
+    hook = register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+    try:
+        torch.testing.assert_close(gradients(model), expected, **CLOSE)
+    finally:
+        hook.remove()
+    assert seen.count(MLP) == seen.count(CausalSelfAttention) == 2
+
+
+def test_what_a_block_gives_may_be_changed_in_place():
+    models = [in_c(dropout=0.0), tiny_model(dropout=0.0).train()]
+    for model in models:
+        model.h[0].register_forward_hook(lambda module, given, y: y.add_(0.3))
+    assert difference(*map(gradients, models)) < 1e-5
+
+
+def test_a_copy_of_a_model_learns_by_itself():
+    model = in_c(dropout=0.0)
+    expected = gradients(model)
+    model.zero_grad()
+    torch.testing.assert_close(gradients(copy.deepcopy(model)), expected, **CLOSE)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_model_that_is_swapped_in_evaluation_mode_stays_in_it():
+    model = tiny_model().eval()
+    swap_in_c(model)
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("every", [2, 3, 5])
+@pytest.mark.parametrize("first", [0, 1])
+def test_weights_that_are_frozen_get_no_gradient_and_the_others_theirs(every, first):
     model, plain = in_c(dropout=0.0), tiny_model(dropout=0.0).train()
     gradients(plain)
-    for number, parameter in enumerate(model.parameters()):
-        parameter.requires_grad_(number % 3 == 0)
+    names = [name for name, _ in model.named_parameters()]
+    trained = {*names[first::every]} - ({"wpe.weight", "wte.weight"} if first else set())
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
     Scorer(model)(IDX, TARGETS).backward()
-    for parameter, one in zip(model.parameters(), plain.parameters()):
-        if parameter.requires_grad:
+    for (name, parameter), one in zip(model.named_parameters(), plain.parameters()):
+        if name in trained:
             torch.testing.assert_close(parameter.grad, one.grad, **CLOSE)
         else:
             assert parameter.grad is None
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "n_tokens", "n_head", "n_embd", "n_inner"),
+    [
+        (1, 1, 1, 3, 7),
+        (3, 1, 2, 14, 97),
+        (1, 17, 1, 37, 16),
+        (2, 33, 5, 85, 128),
+        (5, 16, 2, 32, 64),
+    ],
+)
+def test_a_block_of_any_shape_learns_what_torchs_does(n_rows, n_tokens, n_head, n_embd, n_inner):
+    shape = {"n_head": n_head, "n_embd": n_embd, "n_inner": n_inner, "block_size": 40}
+    blocks = [
+        model.train().h[0]
+        for model in (in_c(dropout=0.0, **shape), tiny_model(dropout=0.0, **shape))
+    ]
+    x, grad = (
+        torch.randn(n_embd, n_tokens, n_rows).permute(2, 1, 0),
+        torch.randn(n_embd).expand(n_rows, n_tokens, -1),
+    )
+    found, expected = ([], [])
+    for block, results in zip(blocks, (found, expected)):
+        given = x.clone().requires_grad_(), *block.parameters()
+        y = block(given[0], None, None)
+        for _ in range(2):
+            results += torch.autograd.grad(y, given, grad, retain_graph=True)
+    for a, b in zip(found, expected, strict=True):
+        scale = 1 + b.abs().max()
+        torch.testing.assert_close(a / scale, b / scale, rtol=1e-5, atol=1e-5)
+
+
+def test_it_is_found_out_where_nothing_is_learned_and_nothing_is_drawn():
+    c_trains.cache_clear()
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        assert c_trains()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_another_activation_stays_torchs():
@@ -188,8 +269,12 @@ def test_without_a_compiler_there_is_no_such_way(monkeypatch, caplog):
         ("multiply(seen, narrow, QUERIES, dropped", "multiply(first, narrow, QUERIES, dropped"),
         ("total(squares) / size", "total(squares) / (size - 1)"),
         ("mean_g - normal * mean_gx", "mean_g"),
-        ("some_of(beside + row * size, k, size)", "0"),
+        ("some_of(residual + row * size, k, size)", "0"),
         ("sum += of_float(x", "sum = of_float(x"),
+        (
+            "tile(UP, WIDE, a, b + j, n_cols, depth, c + j, add)",
+            "tile(UP, WIDE, a, b + j, n_cols, depth, c + j, 0)",
+        ),
     ],
 )
 def test_functions_that_compute_something_else_are_not_taken(
